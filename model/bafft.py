@@ -1,0 +1,240 @@
+"""The method: networks and banks under one roof, and every loss by name.
+
+`BAFFT` never calls backward and never steps an optimiser. Two verbs change its state: `observe_source` fills the
+banks, `observe_target` moves AIM's weights. Everything else is a pure function of the tensors it is given, and returns
+named losses that the engine weighs (spec 3.5).
+
+Geometry: B batch, C classes, D channels, H W input size, h w feature grid, R regions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model import aim, isia
+from model.deeplab import SegOutput
+from model.prototypes import PrototypeBank
+from model.regions import IGNORE, Regions, partition, pool, to_grid
+
+LABEL_MAPS = ("prediction", "merged")
+ALIGNMENT_LOSSES = ("stuff", "instances", "separation", "aggregation")
+TARGET_LOSSES = ("adv", *ALIGNMENT_LOSSES, "pseudo")
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How target regions are matched with the source.
+
+    aim: weight of an instance, one of `aim.MODES`; aim_weights: per class id, for `fixed`.
+    isia: form of separation and aggregation, one of `isia.MODES`.
+    label_map: `prediction`, or `merged`: the pseudo label where one exists (spec 3.2).
+    instances: the largest components that count, per class and image.
+    slots_stuff, slots_thing: bank sizes per class.
+    """
+
+    aim: str = "none"
+    aim_weights: tuple[float, ...] = ()
+    isia: str = "none"
+    label_map: str = "prediction"
+    instances: int = 10
+    slots_stuff: int = 50
+    slots_thing: int = 500
+
+
+class TargetRegions(NamedTuple):
+    """What the alignment losses need to know of a target batch, measured once.
+
+    vectors (R, D) pooled features with gradient; distance (R,) to the class's bank, 0 where `valid` (R,) is False.
+    """
+
+    regions: Regions
+    vectors: Tensor
+    distance: Tensor
+    valid: Tensor
+    num_images: int
+
+
+class BAFFT(nn.Module):
+    """Segmentation network, output-space discriminator, source banks and AIM's weights."""
+
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        discriminator: nn.Module,
+        stuff: Sequence[int],
+        things: Sequence[int],
+        alignment: Alignment,
+    ) -> None:
+        """stuff, things: class ids. Raises ValueError for an unknown mode or a wrong number of fixed weights."""
+        super().__init__()
+        for value, choices in (
+            (alignment.aim, aim.MODES),
+            (alignment.isia, isia.MODES),
+            (alignment.label_map, LABEL_MAPS),
+        ):
+            if value not in choices:
+                raise ValueError(f"unknown alignment mode {value!r}; choose one of {', '.join(choices)}")
+        self.network = network
+        self.discriminator = discriminator
+        self.stuff, self.things = tuple(stuff), tuple(things)
+        self.alignment = alignment
+        dim = network.feature_dim
+        self.stuff_bank = PrototypeBank(categories=self.stuff, slots=alignment.slots_stuff, dim=dim)
+        self.thing_bank = PrototypeBank(categories=self.things, slots=alignment.slots_thing, dim=dim)
+        self.adaptive = aim.AdaptiveWeights(num_classes=network.num_classes)
+        if alignment.aim == "fixed":
+            fixed = aim.fixed_weights(alignment.aim_weights, num_classes=network.num_classes)
+            self.register_buffer("fixed", fixed, persistent=False)
+
+    # -- source -------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def observe_source(self, output: SegOutput, labels: Tensor) -> Tensor:
+        """Fill the banks from a source batch (spec 3.1); labels (B, H, W) ground truth.
+
+        Where the prediction is wrong a pixel belongs to no region; a pooled vector enters only if the pooled
+        classifier recognises it. Returns the share of the candidates that entered, a scalar (0 without candidates).
+        """
+        truth = to_grid(labels, output.logits.shape[-2:])
+        wrong = output.logits.argmax(dim=1) != truth
+        regions = self._partition(truth.masked_fill(wrong, IGNORE))
+        vectors = pool(output.features.detach(), regions)
+        accepted = self._recognised(vectors, regions.category)
+        for bank, rows in ((self.stuff_bank, regions.stuff), (self.thing_bank, regions.instances)):
+            keep = accepted[rows]
+            bank.insert(vectors[rows][keep], regions.category[rows][keep])
+        candidates = slice(0, regions.instances.stop)
+        return accepted[candidates].sum() / max(regions.instances.stop, 1)
+
+    # -- target -------------------------------------------------------------------------------------------------------
+
+    def describe_target(self, output: SegOutput, pseudo: Tensor) -> TargetRegions:
+        """Cut a target batch into regions, pool them and measure them against the banks (spec 3.2).
+
+        pseudo (B, H, W): pseudo labels, 255 where there is none; used by the label map `merged` alone. Stuff counts if
+        its bank is full and the pooled classifier agrees, an instance if its bank is full, the rest never.
+        """
+        label_map = output.logits.argmax(dim=1)
+        if self.alignment.label_map == "merged":
+            given = to_grid(pseudo, output.logits.shape[-2:])
+            label_map = torch.where(given == IGNORE, label_map, given)
+        regions = self._partition(label_map)
+        vectors = pool(output.features, regions)
+        category = regions.category
+
+        stuff, things = regions.stuff, regions.instances
+        stuff_distance, stuff_ready = self.stuff_bank.nearest(vectors[stuff], category[stuff])
+        thing_distance, thing_ready = self.thing_bank.nearest(vectors[things], category[things])
+        recognised = self._recognised(vectors[stuff], category[stuff])
+        rest = vectors.new_zeros(len(vectors) - things.stop)
+        valid = torch.cat([stuff_ready & recognised, thing_ready, rest.bool()])
+        distance = torch.cat([stuff_distance, thing_distance, rest])
+        distance = torch.where(valid, distance, torch.zeros_like(distance))
+        return TargetRegions(regions, vectors, distance, valid, label_map.shape[0])
+
+    @torch.no_grad()
+    def observe_target(self, target: TargetRegions) -> None:
+        """Move AIM's adaptive weights towards the distances of this batch's instances (spec 3.3)."""
+        regions, rows = target.regions, target.regions.instances
+        self.adaptive.update(
+            target.distance[rows].detach(), regions.category[rows], regions.siblings[rows], target.valid[rows]
+        )
+
+    def alignment_losses(self, target: TargetRegions) -> dict[str, Tensor]:
+        """`stuff` (L_cls), `instances` (L_ins or L_AIM), `separation` and `aggregation` (L_ISIA) of a target batch."""
+        regions, mode = target.regions, self.alignment.aim
+        stuff, things = regions.stuff, regions.instances
+        distance, category = target.distance, regions.category
+        per_class = self.fixed if mode == "fixed" else self.adaptive()
+        stuff_mode = mode if mode == "released" else "none"  # AIM proper weighs things only
+        losses = {
+            name: aim.matching(
+                distance[rows],
+                weight=aim.instance_weights(weighting, distance[rows], category[rows], per_class=per_class),
+                siblings=regions.siblings[rows],
+                num_images=target.num_images,
+            )
+            for name, rows, weighting in (("stuff", stuff, stuff_mode), ("instances", things, mode))
+        }
+        return losses | self._isia(target)
+
+    def segmentation_loss(self, log_probabilities: Tensor, labels: Tensor, *, pixels: Tensor | int) -> Tensor:
+        """Cross-entropy over the labelled pixels, `seg` on source truth and `pseudo` on pseudo labels.
+
+        log_probabilities (B, C, H, W), labels (B, H, W) with 255 ignored. `pixels` is the number of labelled pixels of
+        the *whole* batch of the update, so that accumulated parts add up to the loss of the batch. 0 without a label.
+        """
+        total = F.nll_loss(log_probabilities, labels, ignore_index=IGNORE, reduction="sum")
+        return total / torch.as_tensor(pixels, device=total.device).clamp(min=1)
+
+    def adversarial_loss(self, probabilities: Tensor) -> Tensor:
+        """L_adv: the target's output should be taken for source, label 0 (spec 3.1b). probabilities (B, C, H, W)."""
+        return _domain_loss(self.discriminator(probabilities), 0.0)
+
+    def discriminator_losses(self, source: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """L_D: source is 0, target is 1, each halved (spec 3.1b). Both (B, C, H, W) probabilities, detached here."""
+        return {
+            "D_source": 0.5 * _domain_loss(self.discriminator(source.detach()), 0.0),
+            "D_target": 0.5 * _domain_loss(self.discriminator(target.detach()), 1.0),
+        }
+
+    # -- shared ---------------------------------------------------------------------------------------------------------
+
+    def _partition(self, label_map: Tensor) -> Regions:
+        return partition(label_map, stuff=self.stuff, things=self.things, limit=self.alignment.instances)
+
+    def _recognised(self, vectors: Tensor, category: Tensor) -> Tensor:
+        """(R,) bool: does the pooled classifier put each vector (R, D) into its own class? No gradient."""
+        with torch.no_grad():
+            return self.network.classify(vectors).argmax(dim=1) == category
+
+    def _isia(self, target: TargetRegions) -> dict[str, Tensor]:
+        regions, vectors = target.regions, target.vectors
+        nothing = vectors.sum() * 0.0
+        if self.alignment.isia == "none":
+            return {"separation": nothing, "aggregation": nothing}
+        if self.alignment.isia == "released":
+            apart = isia.separation_released(
+                vectors,
+                regions,
+                stuff_valid=target.valid[regions.stuff],
+                instance_valid=target.valid[regions.instances],
+                num_images=target.num_images,
+            )
+            return {"separation": apart, "aggregation": nothing}
+        source, full = self._source_centroids()
+        centroids = isia.class_centroids(
+            vectors, regions, num_images=target.num_images, num_classes=source.shape[0]
+        )
+        valid = full & centroids.present
+        return {
+            "separation": isia.separation(source, centroids.vectors, valid),
+            "aggregation": isia.aggregation(source, centroids.vectors, valid),
+        }
+
+    def _source_centroids(self) -> tuple[Tensor, Tensor]:
+        """c_s of every class (C, D) and whether its bank is full (C,), from both banks."""
+        vectors = self.stuff_bank.prototypes.new_zeros(self.network.num_classes, self.network.feature_dim)
+        full = torch.zeros(len(vectors), dtype=torch.bool, device=vectors.device)
+        for bank in (self.stuff_bank, self.thing_bank):
+            rows = torch.tensor(bank.categories, dtype=torch.int64, device=vectors.device)
+            vectors[rows], full[rows] = bank.centroids()
+        return vectors, full
+
+
+def needs_alignment(losses: Collection[str]) -> bool:
+    """Whether any of the named losses is computed from regions and banks."""
+    return any(name in losses for name in ALIGNMENT_LOSSES)
+
+
+def _domain_loss(logits: Tensor, label: float) -> Tensor:
+    """BCEWithLogits against one domain label, mean over the discriminator's map; in float32."""
+    logits = logits.float()
+    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))
