@@ -1,0 +1,273 @@
+"""Corpora: where the images and labels of a data set lie, and which files belong to a split.
+
+A corpus is data, not a class of its own: the tables of known corpora (tables/corpora) and a user's `[source]`
+or `[target]` are read by the same code.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from dataset.labels import LabelDecoding
+from dataset.toml import DataError, Table, is_integer, shipped_table
+
+__all__ = ["Corpus", "DataError", "Sample", "pseudo_label_name", "with_pseudo_labels"]
+
+SPLITS = ("train", "val", "test")
+_FOLDER_KEYS = ("root", "images", "labels", "image_suffix", "label_suffix")
+_LIST_KEYS = tuple(f"{split}_list" for split in SPLITS)
+KEYS = ("corpus", *_FOLDER_KEYS, *LabelDecoding.KEYS, *_LIST_KEYS, "expected")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image. `name` is its posix path relative to the image folder; `label` is None for no labels."""
+
+    name: str
+    image: Path
+    label: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """The folders, lists and label decoding of one data set.
+
+    images, labels: folders below root (or absolute, so that translated images can stand beside the original
+    labels); `{split}` in them stands for the split's name. A label's name is the image's name with
+    `image_suffix` replaced by `label_suffix`. lists: split -> list file, relative to the working directory,
+    else to root. expected: split -> number of images of the published corpus.
+    """
+
+    name: str
+    root: Path
+    images: str
+    labels: str
+    image_suffix: str
+    label_suffix: str
+    decoding: LabelDecoding
+    lists: Mapping[str, str] = field(default_factory=dict)
+    expected: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def from_mapping(cls, entries: Mapping[str, Any], num_classes: int, where: str = "[source]") -> Corpus:
+        """Read a `[source]` or `[target]` table; its other keys override those of the shipped `corpus`.
+
+        Raises DataError for an unknown key, a wrong type, a missing root, or ids beyond `num_classes`.
+        """
+        table = _with_defaults(Table(entries, KEYS, where))
+        table.required("root")
+        decoding = LabelDecoding.from_table(table, num_classes)
+        label_suffix = table.text("label_suffix", ".png")
+        if decoding.ids and "trainid" in label_suffix.lower():
+            raise DataError(
+                f"{where}: label_suffix {label_suffix!r} names files of train ids, but ids maps raw ids;"
+                " set ids = {} and ignore = [255], or use the raw labels"
+            )
+        return cls(
+            name=str(entries.get("corpus", "custom")),
+            root=Path(table.text("root", "")),
+            images=table.text("images", "images"),
+            labels=table.text("labels", "labels"),
+            image_suffix=table.text("image_suffix", ".png"),
+            label_suffix=label_suffix,
+            decoding=decoding,
+            lists={split: table.text(f"{split}_list", "") for split in SPLITS if f"{split}_list" in table},
+            expected=_expected(table),
+        )
+
+    def image_folder(self, split: str) -> Path:
+        return self.root / self.images.replace("{split}", split)
+
+    def label_folder(self, split: str) -> Path:
+        return self.root / self.labels.replace("{split}", split)
+
+    def samples(self, split: str, labelled: bool) -> list[Sample]:
+        """The split's images in list order, or sorted by name where no list is given.
+
+        Without a list, hidden files are left out, and a corpus whose folders do not name the split has only
+        "train": the whole folder. Raises DataError for a missing folder, an empty split, a bad list entry, a
+        missing image or, when `labelled`, a missing label.
+        """
+        if not re.fullmatch(r"[\w-]+", split):
+            raise DataError(f"{self.name}: {split!r} is not the name of a split")
+        folder = self.image_folder(split)
+        names = self._listed(split, folder) if split in self.lists else self._found(split, folder)
+        if not labelled:
+            return [Sample(name, folder / name) for name in names]
+        labels = self.label_folder(split)
+        samples = [Sample(name, folder / name, labels / self._label_name(name)) for name in names]
+        _require_labels(samples, f"check labels = {self.labels!r} and label_suffix = {self.label_suffix!r}")
+        return samples
+
+    def count_note(self, split: str, count: int) -> str | None:
+        """A line to log when a split's number of images is not the published corpus', else None."""
+        expected = self.expected.get(split)
+        if expected is None or expected == count:
+            return None
+        return f"{self.name} {split}: {count} images, the published corpus has {expected}"
+
+    def _label_name(self, name: str) -> str:
+        return name[: len(name) - len(self.image_suffix)] + self.label_suffix
+
+    def _listed(self, split: str, folder: Path) -> list[str]:
+        path = self._list_file(split)
+        _require_folder(folder, f"set root or images of {self.name}")
+        lines: dict[str, int] = {}
+        for number, entry in _entries(path):
+            name = _relative_name(entry, folder, f"{path}, line {number}")
+            if name in lines:
+                raise DataError(
+                    f"{path}, line {number}: {name} is listed already on line {lines[name]}; remove one"
+                )
+            lines[name] = number
+            self._check_entry(name, folder, f"{path}, line {number}")
+        if not lines:
+            raise DataError(
+                f"{path}: the list is empty; it holds one image name a line, relative to {folder}"
+            )
+        return list(lines)
+
+    def _list_file(self, split: str) -> Path:
+        given = Path(self.lists[split])
+        candidates = [given, self.root / given]
+        for candidate in candidates:
+            if candidate.is_file():
+                return candidate
+        raise DataError(
+            f"{given}: no such list file, neither here nor as {candidates[1]}; correct {split}_list"
+        )
+
+    def _check_entry(self, name: str, folder: Path, where: str) -> None:
+        if not (folder / name).is_file():
+            if len(name.split()) > 1:
+                raise DataError(f"{where}: {name!r} has a second column; a list holds one image name a line")
+            raise DataError(f"{where}: no image {name} in {folder}; correct the list or root")
+        if not name.endswith(self.image_suffix):
+            raise DataError(
+                f"{where}: {name} does not end in {self.image_suffix!r}; correct the list or image_suffix"
+            )
+
+    def _found(self, split: str, folder: Path) -> list[str]:
+        if split != "train" and "{split}" not in self.images:
+            raise DataError(
+                f"{self.name}: no {split} list given and images = {self.images!r} does not name the split;"
+                f" set {split}_list"
+            )
+        _require_folder(folder, f"set root or images of {self.name}")
+        names = sorted(name for name in _files_below(folder) if name.endswith(self.image_suffix))
+        if not names:
+            raise DataError(
+                f"{folder}: no file ends in {self.image_suffix!r}; correct image_suffix, images or root"
+            )
+        return names
+
+
+# ---- pseudo labels ----
+
+
+def pseudo_label_name(sample_name: str) -> str:
+    """The file name of an image's pseudo label in its flat folder: `aachen/x.jpg` -> `x.png`."""
+    return PurePosixPath(sample_name).stem + ".png"
+
+
+def with_pseudo_labels(samples: Sequence[Sample], folder: Path | str) -> list[Sample]:
+    """The same samples with the pseudo labels of a flat folder as labels (decode with `train_id_decoding`).
+
+    Raises DataError when two images share a file name or a pseudo label is missing.
+    """
+    folder = Path(folder)
+    owners: dict[str, str] = {}
+    labelled = []
+    for sample in samples:
+        name = pseudo_label_name(sample.name)
+        if name in owners:
+            raise DataError(
+                f"{owners[name]} and {sample.name} share the pseudo label {name}; rename one of the images"
+            )
+        owners[name] = sample.name
+        labelled.append(Sample(sample.name, sample.image, folder / name))
+    _require_labels(labelled, f"run Generate_Pseudo_Label.py, which fills {folder}", "pseudo labels")
+    return labelled
+
+
+# ---- reading ----
+
+
+def _with_defaults(table: Table) -> Table:
+    """The table over the shipped one that its `corpus` names; a shipped table may rest on another in turn."""
+    if "corpus" not in table:
+        return table
+    shipped = dict(shipped_table("corpora", table.text("corpus", ""), table.where))
+    base = _with_defaults(Table(shipped, KEYS, table.where))
+    return Table({**base.entries, **table.entries}, KEYS, table.where)
+
+
+def _expected(table: Table) -> dict[str, int]:
+    expected = dict(table.mapping("expected"))
+    if not all(is_integer(count, 0, 2**31) for count in expected.values()):
+        raise table.wrong("expected", "a table of numbers of images")
+    return expected
+
+
+def _entries(path: Path) -> Iterator[tuple[int, str]]:
+    """(line number, entry) of a list file, without blank lines, carriage returns and byte-order mark."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot read the list ({error})") from None
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield number, line.strip()
+
+
+def _relative_name(entry: str, folder: Path, where: str) -> str:
+    """The entry as a posix path relative to the image folder, lexically: links are not resolved."""
+    path = PurePosixPath(entry)
+    if path.is_absolute():
+        path = PurePosixPath(os.path.relpath(path, os.path.abspath(folder)))
+    if ".." in path.parts or not path.parts:
+        raise DataError(f"{where}: {entry} is not inside {folder}; names are relative to that folder")
+    return str(path)
+
+
+def _files_below(folder: Path) -> Iterator[str]:
+    """Posix names of all files below the folder; linked folders are entered, hidden names left out."""
+    for current, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        _refuse_cycles(folder, Path(current), folders)
+        for name in files:
+            if not name.startswith("."):
+                yield Path(current, name).relative_to(folder).as_posix()
+
+
+def _refuse_cycles(top: Path, current: Path, folders: list[str]) -> None:
+    """Raise DataError for a linked folder that is one of the folders on the way from `top` to it."""
+    links = [current / name for name in folders if (current / name).is_symlink()]
+    if links:
+        way = {
+            os.path.realpath(folder)
+            for folder in (current, *current.parents)
+            if top in (folder, *folder.parents)
+        }
+        for link in links:
+            if os.path.realpath(link) in way:
+                raise DataError(f"{link}: the link leads back to a folder above it; remove it")
+
+
+def _require_folder(folder: Path, remedy: str) -> None:
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; {remedy}")
+
+
+def _require_labels(samples: Sequence[Sample], remedy: str, what: str = "labels") -> None:
+    missing = [sample for sample in samples if sample.label is not None and not sample.label.is_file()]
+    if missing:
+        raise DataError(
+            f"{missing[0].label}: {len(missing)} of {len(samples)} {what} are missing, first that of"
+            f" {missing[0].name}; {remedy}"
+        )

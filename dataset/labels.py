@@ -1,0 +1,345 @@
+"""Class tables (names, palette, stuff and things) and the decoding of label files to train ids."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from dataset.toml import DataError, Table, is_integers, shipped_table
+
+IGNORE = 255
+MAX_CLASSES = 254  # 255 is the ignore label, 254 marks a raw id that no table mentions
+_UNKNOWN = 254
+
+
+# ---- class tables ----
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassTable:
+    """The classes of an experiment, indexed by train id 0..C-1.
+
+    names: C names. palette: C (R, G, B) triples, 0..255. stuff, things: disjoint train ids that cover all
+    classes. subsets: protocol name -> the train ids that enter its mean. label_ids: the C official ids of the
+    benchmark's server, or None where there are none.
+    """
+
+    names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    stuff: tuple[int, ...]
+    things: tuple[int, ...]
+    subsets: Mapping[str, tuple[int, ...]]
+    label_ids: tuple[int, ...] | None = None
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.names)
+
+    @classmethod
+    def from_mapping(cls, entries: Mapping[str, Any], where: str = "[classes]") -> ClassTable:
+        """Read a `[classes]` table: names, stuff, things, and optionally palette, subsets, label_ids.
+
+        Raises DataError for an unknown key, a wrong type, or ids that do not fit the names.
+        """
+        table = Table(entries, ("names", "palette", "stuff", "things", "subsets", "label_ids"), where)
+        table.required("names", "stuff", "things")
+        names = _class_names(table)
+        last = len(names) - 1
+        stuff = table.integers("stuff", (), 0, last)
+        things = table.integers("things", (), 0, last)
+        if sorted(stuff + things) != list(range(len(names))):
+            raise DataError(
+                f"{where}: stuff {list(stuff)} and things {list(things)} must hold each class 0..{last} once"
+            )
+        return cls(
+            names=names,
+            palette=_palette(table, len(names)),
+            stuff=stuff,
+            things=things,
+            subsets=_subsets(table, len(names)),
+            label_ids=_label_ids(table, len(names)),
+        )
+
+    def colorize(self, labels: np.ndarray) -> Image.Image:
+        """A palette image ("P") of a train-id map (H,W); ignored pixels and ids without a class are black."""
+        image = Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint8))
+        colours = np.zeros((256, 3), dtype=np.uint8)
+        colours[: self.num_classes] = self.palette
+        image.putpalette(colours.tobytes())
+        return image
+
+
+def load_class_table(name_or_mapping: str | Mapping[str, Any], where: str = "[classes]") -> ClassTable:
+    """The class table of a shipped name ("cityscapes") or of a mapping read from TOML."""
+    if isinstance(name_or_mapping, str):
+        return ClassTable.from_mapping(shipped_table("classes", name_or_mapping, where), where)
+    return ClassTable.from_mapping(name_or_mapping, where)
+
+
+def _class_names(table: Table) -> tuple[str, ...]:
+    names = table.texts("names")
+    if not 1 <= len(names) <= MAX_CLASSES or len(set(names)) != len(names):
+        raise DataError(
+            f"{table.where}: names must hold 1 to {MAX_CLASSES} different names, found {list(names)}"
+        )
+    return names
+
+
+def _palette(table: Table, num_classes: int) -> tuple[tuple[int, int, int], ...]:
+    if "palette" not in table:
+        # Entry 0 of the generated colours is black, which stands for ignored pixels.
+        return tuple(_generated_colour(index + 1) for index in range(num_classes))
+    rows = table.entries["palette"]
+    if not isinstance(rows, (list, tuple)) or not all(
+        is_integers(row, 0, 255) and len(row) == 3 for row in rows
+    ):
+        raise table.wrong("palette", "a list of [red, green, blue] within 0..255")
+    if len(rows) != num_classes:
+        raise DataError(f"{table.where}: palette has {len(rows)} colours for {num_classes} classes")
+    return tuple((red, green, blue) for red, green, blue in rows)
+
+
+def _generated_colour(index: int) -> tuple[int, int, int]:
+    """Colour `index` of the Pascal VOC colour map: the bits of the index spread over the three channels."""
+    channels = [0, 0, 0]
+    for bit in range(8):
+        for channel in range(3):
+            channels[channel] |= ((index >> channel) & 1) << (7 - bit)
+        index >>= 3
+    return channels[0], channels[1], channels[2]
+
+
+def _subsets(table: Table, num_classes: int) -> dict[str, tuple[int, ...]]:
+    if "subsets" not in table:
+        return {str(num_classes): tuple(range(num_classes))}
+    subsets: dict[str, tuple[int, ...]] = {}
+    for name, ids in table.mapping("subsets").items():
+        if not ids or not is_integers(ids, 0, num_classes - 1) or len(set(ids)) != len(ids):
+            raise DataError(
+                f"{table.where}: subsets.{name} must list different classes within 0..{num_classes - 1},"
+                f" found {ids!r}"
+            )
+        subsets[name] = tuple(ids)
+    return subsets
+
+
+def _label_ids(table: Table, num_classes: int) -> tuple[int, ...] | None:
+    if "label_ids" not in table:
+        return None
+    ids = table.integers("label_ids", (), 0, 255)
+    if len(ids) != num_classes or len(set(ids)) != len(ids):
+        raise DataError(f"{table.where}: label_ids must hold {num_classes} different ids, found {list(ids)}")
+    return ids
+
+
+# ---- label decoding ----
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelDecoding:
+    """How one corpus' label files become train ids.
+
+    kind "index": 8-bit grey or palette image, the stored value is the raw id.
+    kind "channel": 16-bit RGB PNG, the first (red) channel is the raw id.
+    kind "threshold": grey mask, a value above `threshold` is class 1, the rest class 0.
+
+    ids: raw id -> train id; empty means that the raw id is the train id. ignore: raw ids that become 255. A
+    file with any other raw id is refused: ids are mapped by this table and never guessed. Both are idle in a
+    threshold mask, as is `threshold` elsewhere.
+    """
+
+    kind: str
+    num_classes: int
+    ids: Mapping[int, int] = field(default_factory=dict)
+    ignore: tuple[int, ...] = (IGNORE,)
+    threshold: int = 127
+
+    KEYS = ("decode", "ids", "ignore", "threshold")
+    KINDS = ("index", "channel", "threshold")
+
+    def __post_init__(self) -> None:
+        if self.kind not in self.KINDS:
+            raise DataError(f"decode must be one of {', '.join(self.KINDS)}, found {self.kind!r}")
+        least = 2 if self.kind == "threshold" else 1
+        if not least <= self.num_classes <= MAX_CLASSES:
+            raise DataError(
+                f"decode = {self.kind!r} gives {least} to {MAX_CLASSES} classes, not {self.num_classes}"
+            )
+        if self.kind != "threshold":
+            self._check_ids()
+
+    def _check_ids(self) -> None:
+        wrong = sorted(v for v in set(self.ids.values()) if not 0 <= v < self.num_classes and v != IGNORE)
+        if wrong:
+            raise DataError(f"ids maps to {_few(wrong)}, the classes are 0..{self.num_classes - 1}")
+        both = sorted(set(self.ignore) & set(self.mapping))
+        if both:
+            raise DataError(f"raw ids {_few(both)} are classes and listed in ignore; keep one of the two")
+
+    @classmethod
+    def from_table(cls, table: Table, num_classes: int) -> LabelDecoding:
+        """Read the keys `decode`, `ids`, `ignore`, `threshold` of a corpus table."""
+        kind = table.text("decode", "index")
+        ids = _id_map(table)
+        ignore = table.integers("ignore", (IGNORE,), 0, 255)
+        threshold = table.integer("threshold", 127, 0, 254)
+        try:
+            return cls(kind=kind, num_classes=num_classes, ids=ids, ignore=ignore, threshold=threshold)
+        except DataError as error:
+            raise DataError(f"{table.where}: {error}") from None
+
+    @property
+    def mapping(self) -> Mapping[int, int]:
+        """raw id -> train id, written out."""
+        return self.ids or {index: index for index in range(self.num_classes)}
+
+    @cached_property
+    def lookup(self) -> np.ndarray:
+        """(256,) uint8: raw id -> train id, 255 for ignored ids, 254 for ids that no entry mentions."""
+        table = np.full(256, _UNKNOWN, dtype=np.uint8)
+        table[list(self.ignore)] = IGNORE
+        for raw, train in self.mapping.items():
+            table[raw] = train
+        return table
+
+    def decode(self, path: Path | str) -> np.ndarray:
+        """The train ids (H,W) uint8 of a label file, 255 where ignored.
+
+        Raises DataError for a missing or damaged file, an unexpected pixel format, or unknown raw ids.
+        """
+        path = Path(path)
+        data = read_bytes(path)
+        if self.kind == "threshold":
+            return _decode_mask(path, data, self.threshold)
+        raw = _read_channel(path, data) if self.kind == "channel" else _read_index(path, data)
+        if raw.dtype != np.uint8:
+            if raw.max(initial=0) > 255:
+                raise self._unknown_ids(path, raw)
+            raw = raw.astype(np.uint8)
+        labels = self.lookup[raw]
+        if (labels == _UNKNOWN).any():
+            raise self._unknown_ids(path, raw)
+        return labels
+
+    def _unknown_ids(self, path: Path, raw: np.ndarray) -> DataError:
+        found = np.unique(raw).tolist()
+        known = {*self.mapping, *self.ignore}
+        unknown = [value for value in found if value not in known]
+        if self.ids and all(value < self.num_classes or value == IGNORE for value in found):
+            remedy = "these look like train ids: use the raw labels, or set ids = {} and ignore = [255]"
+        elif self.ids:
+            remedy = "is this another corpus' label file? Map such ids in ids or list them in ignore"
+        else:
+            remedy = f"the classes are 0..{self.num_classes - 1}; map raw ids in ids or list them in ignore"
+        return DataError(f"{path}: unknown label ids {_few(unknown)} (found {_few(found)}); {remedy}")
+
+
+def train_id_decoding(num_classes: int) -> LabelDecoding:
+    """The decoding of files that hold train ids, such as pseudo labels: identity, 255 ignored."""
+    return LabelDecoding(kind="index", num_classes=num_classes)
+
+
+def _id_map(table: Table) -> dict[int, int]:
+    ids: dict[int, int] = {}
+    for raw, train in table.mapping("ids").items():
+        if not str(raw).isdecimal() or not is_integers([int(raw), train], 0, 255):
+            raise DataError(
+                f"{table.where}: ids must map raw ids to train ids within 0..255, found {raw!r} = {train!r}"
+            )
+        ids[int(raw)] = train
+    return ids
+
+
+def _few(values: Iterable[int], limit: int = 12) -> str:
+    listed = list(values)
+    rest = f", ... ({len(listed)} in all)" if len(listed) > limit else ""
+    return ", ".join(map(str, listed[:limit])) + rest
+
+
+# ---- label readers ----
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file. Raises DataError naming it when it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the file ({error.strerror or error})") from None
+
+
+def _png_header(data: bytes) -> tuple[int, int] | None:
+    """(bit depth, colour type) of a PNG, None for any other file."""
+    if len(data) < 26 or data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":
+        return None
+    return data[24], data[25]
+
+
+def open_image(path: Path, data: bytes) -> Image.Image:
+    """The decoded image of a file's bytes, in the mode it is stored in.
+
+    Raises DataError naming the file when it is damaged, of an unknown kind, or above Pillow's size limit.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except UnidentifiedImageError:
+        raise DataError(f"{path}: not an image file of a known kind") from None
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: not a readable image ({error})") from None
+    return image
+
+
+def _read_index(path: Path, data: bytes) -> np.ndarray:
+    """(H,W) uint8 stored values of an 8-bit (or narrower) grey or palette image."""
+    image = open_image(path, data)
+    if image.mode not in ("L", "P", "1") or image.format == "JPEG":
+        raise DataError(
+            f"{path}: a label must be a lossless 8-bit grey or palette image of ids, this is {image.format}"
+            f" {image.mode} (a colour or instance file?); check label_suffix and decode"
+        )
+    raw = np.asarray(image).astype(np.uint8)
+    # Pillow stretches 2- and 4-bit grey to 0..255, but the id is the stored value.
+    return raw // {(2, 0): 85, (4, 0): 17}.get(_png_header(data) or (8, 0), 1)
+
+
+def _read_channel(path: Path, data: bytes) -> np.ndarray:
+    """(H,W) uint16 first channel of a 16-bit RGB PNG.
+
+    Pillow cuts such files to their high bytes, which makes every id 0, so OpenCV reads them: it keeps all 16
+    bits, decodes in C and has wheels for every supported Python. Its channel order is BGR.
+    """
+    header = _png_header(data)
+    if header != (16, 2):
+        found = "not a PNG" if header is None else f"bit depth {header[0]}, colour type {header[1]}"
+        raise DataError(
+            f"{path}: expected a 16-bit RGB PNG (bit depth 16, colour type 2) with the class in the first"
+            f' channel, found {found}; use the original file, or decode = "index" for a converted one'
+        )
+    image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    if image is None or image.dtype != np.uint16 or image.ndim != 3:
+        raise DataError(f"{path}: not a readable label image (damaged PNG)")
+    return image[:, :, 2]
+
+
+def _decode_mask(path: Path, data: bytes, threshold: int) -> np.ndarray:
+    """(H,W) uint8: 1 where the grey value is above the threshold, else 0."""
+    image = open_image(path, data)
+    if image.mode not in ("1", "L", "RGB"):
+        raise DataError(f"{path}: a mask must be an 8-bit grey image, this is {image.format} {image.mode}")
+    if image.mode == "RGB" and (np.ptp(np.asarray(image), axis=2) > 0).any():
+        raise DataError(f"{path}: a mask must be grey, this one has colours; check labels and decode")
+    grey = np.asarray(image.getchannel("R") if image.mode == "RGB" else image.convert("L"))
+    if threshold > 0 and image.format != "JPEG" and grey.max(initial=0) == 1:
+        raise DataError(
+            f'{path}: a mask of 0 and 1 has nothing above {threshold}; set threshold = 0 or decode = "index"'
+        )
+    return (grey > threshold).astype(np.uint8)

@@ -1,0 +1,103 @@
+"""One Dataset over the samples of any corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from dataset.corpora import DataError, Sample
+from dataset.labels import IGNORE, LabelDecoding, open_image, read_bytes
+from dataset.transforms import Augment, resize
+
+
+class Example(NamedTuple):
+    """image: (3,H,W) uint8 RGB. label: (H,W) int64 train ids, 255 ignored. name: the sample's name."""
+
+    image: torch.Tensor
+    label: torch.Tensor
+    name: str
+
+
+class SegmentationDataset(Dataset[Example]):
+    """Images and train-id labels of a list of samples, resized and augmented, not yet normalised.
+
+    samples: as `Corpus.samples` gives them; a sample without a label gives one that is 255 throughout.
+    decoding: how label files become train ids; may be None when no sample has a label.
+    size: (W,H) of image and label, or None for the image's own size.
+    augment: random mirror and scale; the draws at a position depend on (seed, stream, position) alone.
+    native_labels: keep each label at its own size (validation); an unlabelled image then gives its own size.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        *,
+        decoding: LabelDecoding | None,
+        size: tuple[int, int] | None,
+        augment: Augment | None = None,
+        seed: int = 0,
+        stream: int = 0,
+        native_labels: bool = False,
+    ) -> None:
+        if decoding is None and any(sample.label is not None for sample in samples):
+            raise ValueError("labelled samples need a decoding")
+        if augment is not None and native_labels:
+            raise ValueError("native_labels keeps labels as they are: augment must be None")
+        self.samples = list(samples)
+        self.decoding = decoding
+        self.size = size
+        self.augment = augment
+        self.seed = seed
+        self.stream = stream
+        self.native_labels = native_labels
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Example:
+        """The example of an index, or of (position in the stream, index). Raises DataError naming a bad
+        file."""
+        position, index = key if isinstance(key, tuple) else (key, key)
+        sample = self.samples[index]
+        image = read_image(sample.image)
+        label = self._label(sample, image.size)
+        size = self.size or image.size
+        if self.augment is not None:
+            rng = np.random.default_rng([self.seed, self.stream, position])
+            image, label = self.augment(image, label, size, rng)
+        elif self.native_labels:
+            image, _ = resize(image, None, size)
+        else:
+            image, label = resize(image, label, size)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        return Example(pixels, torch.from_numpy(label).to(torch.int64), sample.name)
+
+    def _label(self, sample: Sample, image_size: tuple[int, int]) -> np.ndarray:
+        if sample.label is None or self.decoding is None:
+            return np.full((image_size[1], image_size[0]), IGNORE, dtype=np.uint8)
+        return self.decoding.decode(sample.label)
+
+
+def read_image(path: Path) -> Image.Image:
+    """An image file of any mode as 8-bit RGB.
+
+    Transparency is dropped, 16-bit grey keeps its high byte, CMYK is converted. An EXIF orientation is not
+    applied: labels are drawn on the pixels as stored. Raises DataError naming a file that is missing,
+    damaged, larger than Pillow's decompression limit, or of 32-bit pixels, whose range is unknown.
+    """
+    image = open_image(path, read_bytes(path))
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # 16-bit grey
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise DataError(
+            f"{path}: 32-bit pixels (mode {image.mode}) have no known range; convert the file to 8 bits"
+        )
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # straight to RGB would warn
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -1,0 +1,371 @@
+"""Class tables and label decoding: published maps, refused files, real CamVid labels."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from dataset.corpora import Corpus, DataError, Sample
+from dataset.labels import IGNORE, ClassTable, LabelDecoding, load_class_table, train_id_decoding
+
+SHARED_DATA = Path(__file__).parents[1] / "../shared/data"
+
+# Transcribed from the two benchmarks' documentation, independently of the shipped tables.
+CITYSCAPES = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12}
+CITYSCAPES |= {26: 13, 27: 14, 28: 15, 31: 16, 32: 17, 33: 18}
+SYNTHIA = {3: 0, 4: 1, 2: 2, 21: 3, 5: 4, 7: 5, 15: 6, 9: 7, 6: 8, 16: 9, 1: 10, 10: 11, 17: 12, 8: 13}
+SYNTHIA |= {18: 14, 19: 15, 20: 16, 12: 17, 11: 18}
+
+
+def decoding_of(corpus: str) -> LabelDecoding:
+    return Corpus.from_mapping({"corpus": corpus, "root": "."}, 19).decoding
+
+
+def save_index(path: Path, values: list[list[int]] | np.ndarray) -> Path:
+    Image.fromarray(np.asarray(values, dtype=np.uint8)).save(path)
+    return path
+
+
+def save_rgb16(path: Path, classes: np.ndarray) -> Path:
+    """A SYNTHIA label: class in red, instance in green, 7 in blue."""
+    instances = np.arange(classes.size, dtype=np.uint16).reshape(classes.shape) + 300
+    bgr = np.stack([np.full_like(instances, 7), instances, classes.astype(np.uint16)], axis=2)
+    assert cv2.imwrite(str(path), bgr)
+    return path
+
+
+# ---- class tables ----
+
+
+def test_cityscapes_table() -> None:
+    table = load_class_table("cityscapes")
+    assert table.num_classes == 19
+    assert table.stuff == (0, 1, 2, 3, 4, 8, 9, 10)
+    assert table.things == (5, 6, 7, 11, 12, 13, 14, 15, 16, 17, 18)
+    assert set(range(19)) - set(table.subsets["16"]) == {9, 14, 16}
+    assert set(range(19)) - set(table.subsets["13"]) == {3, 4, 5, 9, 14, 16}
+    assert table.subsets["19"] == tuple(range(19))
+    assert table.palette[0] == (128, 64, 128)
+    assert table.palette[18] == (119, 11, 32)
+    assert len(set(table.palette)) == 19
+    assert table.label_ids is not None
+    assert {raw: train for train, raw in enumerate(table.label_ids)} == CITYSCAPES
+
+
+def test_own_class_table_gets_defaults() -> None:
+    table = load_class_table({"names": ["ground", "road"], "stuff": [0], "things": [1]})
+    assert table.subsets == {"2": (0, 1)}
+    assert table.label_ids is None
+    assert table.palette == ((128, 0, 0), (0, 128, 0))
+
+
+def test_generated_palette_has_distinct_colours_other_than_black() -> None:
+    names = [f"class {index}" for index in range(254)]
+    table = ClassTable.from_mapping({"names": names, "stuff": list(range(254)), "things": []})
+    assert len({*table.palette, (0, 0, 0)}) == 255
+
+
+GOOD = {"names": ["a", "b", "c"], "stuff": [0, 2], "things": [1]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"things": [1, 2]}, "each class 0..2 once"),
+        ({"things": []}, "each class 0..2 once"),
+        ({"things": [3]}, "integers within 0..2"),
+        ({"things": [True]}, "integers within 0..2"),
+        ({"names": ["a", "b", "a"]}, "different names"),
+        ({"names": "abc"}, "list of strings"),
+        ({"palette": [[0, 0, 0]]}, "1 colours for 3 classes"),
+        ({"palette": [[0, 0], [0, 0], [0, 0]]}, "red, green, blue"),
+        ({"palette": [[0, 0, 256]] * 3}, "red, green, blue"),
+        ({"subsets": {"2": [0, 3]}}, r"subsets\.2"),
+        ({"subsets": {"2": []}}, r"subsets\.2"),
+        ({"label_ids": [1, 2]}, "3 different ids"),
+        ({"stuf": [0]}, "unknown key 'stuf'; did you mean 'stuff'"),
+    ],
+)
+def test_bad_class_table_is_refused(change: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message) as error:
+        load_class_table({**GOOD, **change}, "own.toml [classes]")
+    assert str(error.value).startswith("own.toml [classes]: ")
+    assert "\n" not in str(error.value)
+
+
+def test_missing_key_and_unknown_name() -> None:
+    with pytest.raises(DataError, match="things is missing"):
+        load_class_table({"names": ["a"], "stuff": [0]})
+    with pytest.raises(DataError, match="did you mean 'cityscapes'"):
+        load_class_table("cityscape")
+    with pytest.raises(DataError, match="no shipped table"):
+        load_class_table("../corpora/gta5")
+
+
+def test_colorize_round_trip() -> None:
+    table = load_class_table("cityscapes")
+    labels = np.array([[0, 18, 255], [7, 100, 13]], dtype=np.uint8)
+    image = table.colorize(labels)
+    assert image.mode == "P"
+    np.testing.assert_array_equal(np.asarray(image), labels)
+    colours = np.asarray(image.convert("RGB"))
+    assert tuple(colours[0, 0]) == table.palette[0]
+    assert tuple(colours[0, 1]) == table.palette[18]
+    assert tuple(colours[1, 2]) == table.palette[13]
+    assert not colours[0, 2].any()
+    assert not colours[1, 1].any()
+
+
+# ---- index files ----
+
+
+@pytest.mark.parametrize("corpus", ["cityscapes", "gta5"])
+def test_every_official_id_is_mapped(tmp_path: Path, corpus: str) -> None:
+    raw = [*range(35), 255]
+    labels = decoding_of(corpus).decode(save_index(tmp_path / "x.png", [raw]))
+    assert labels.dtype == np.uint8
+    assert labels[0].tolist() == [CITYSCAPES.get(value, IGNORE) for value in raw]
+
+
+@pytest.mark.parametrize("bad", [35, 100, 254])
+def test_unofficial_id_is_refused_with_file_and_ids(tmp_path: Path, bad: int) -> None:
+    path = save_index(tmp_path / "strange.png", [[7, bad]])
+    with pytest.raises(DataError, match=rf"strange\.png: unknown label ids {bad} \(found 7, {bad}\)"):
+        decoding_of("cityscapes").decode(path)
+
+
+def test_train_ids_are_named_where_that_shows(tmp_path: Path) -> None:
+    decoding = LabelDecoding(kind="index", num_classes=3, ids={10: 0, 20: 1, 30: 2}, ignore=(0,))
+    with pytest.raises(DataError, match="look like train ids"):
+        decoding.decode(save_index(tmp_path / "a.png", [[0, 1, 2, 255]]))
+    with pytest.raises(DataError) as error:
+        decoding.decode(save_index(tmp_path / "b.png", [[10, 40]]))
+    assert "train ids" not in str(error.value)
+
+
+def test_palette_file_yields_indices_not_colours(tmp_path: Path) -> None:
+    values = np.array([[7, 8, 11], [33, 0, 255]], dtype=np.uint8)
+    image = Image.fromarray(values)
+    image.putpalette(list(np.random.default_rng(0).integers(0, 256, 768)))
+    image.save(tmp_path / "p.png")
+    assert decoding_of("gta5").decode(tmp_path / "p.png").tolist() == [[0, 1, 2], [18, 255, 255]]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("colour_type", ["grey", "palette"])
+def test_narrow_files_keep_their_stored_values(tmp_path: Path, bits: int, colour_type: str) -> None:
+    values = np.arange(2 ** min(bits, 4), dtype=np.uint8)[None]
+    path = tmp_path / "narrow.png"
+    if colour_type == "palette":
+        image = Image.fromarray(values)
+        image.putpalette(list(range(255, -1, -1)) * 3)
+        image.save(path, bits=bits)
+    else:
+        path.write_bytes(grey_png(values[0].tolist(), bits))
+    np.testing.assert_array_equal(train_id_decoding(16).decode(path), values)
+
+
+def grey_png(row: list[int], bits: int) -> bytes:
+    """A one-line grey PNG of 1, 2, 4 or 8 bits a pixel, which Pillow cannot write."""
+    packed = "".join(f"{value:0{bits}b}" for value in row)
+    packed += "0" * (-len(packed) % 8)
+    line = bytes([0, *(int(packed[at : at + 8], 2) for at in range(0, len(packed), 8))])
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", len(row), 1, bits, 0, 0, 0, 0),
+        b"IDAT": zlib.compress(line),
+        b"IEND": b"",
+    }
+    body = b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks.items()
+    )
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def test_colour_and_instance_files_are_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (2, 2)).save(tmp_path / "colour.png")
+    Image.fromarray(np.full((2, 2), 26001, dtype=np.uint16)).save(tmp_path / "instance.png")
+    Image.new("L", (8, 8)).save(tmp_path / "lossy.jpg")
+    for name in ("colour.png", "instance.png", "lossy.jpg"):
+        with pytest.raises(DataError, match=rf"{name}: a label must be a lossless 8-bit"):
+            decoding_of("cityscapes").decode(tmp_path / name)
+
+
+def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
+    decoding = train_id_decoding(19)
+    with pytest.raises(DataError, match=r"absent\.png: cannot read the file \(No such file"):
+        decoding.decode(tmp_path / "absent.png")
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(DataError, match=r"text\.png: not an image file") as error:
+        decoding.decode(tmp_path / "text.png")
+    assert "0x" not in str(error.value)
+    whole = save_index(tmp_path / "whole.png", np.random.default_rng(0).integers(0, 19, (64, 64)))
+    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:900])
+    with pytest.raises(DataError, match=r"cut\.png: not a readable image"):
+        decoding.decode(tmp_path / "cut.png")
+
+
+def test_train_id_decoding_is_the_identity_within_the_classes(tmp_path: Path) -> None:
+    path = save_index(tmp_path / "x.png", [[0, 1, 10, 255]])
+    assert train_id_decoding(11).decode(path).tolist() == [[0, 1, 10, 255]]
+    with pytest.raises(DataError, match=r"unknown label ids 10 .*classes are 0\.\.9"):
+        train_id_decoding(10).decode(path)
+
+
+@given(st.data())
+def test_decoding_agrees_with_a_dictionary(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    ids = data.draw(st.dictionaries(st.integers(0, 255), st.integers(0, 6), min_size=1, max_size=9))
+    ignore = data.draw(st.sets(st.integers(0, 255).filter(lambda value: value not in ids), max_size=5))
+    decoding = LabelDecoding(kind="index", num_classes=7, ids=ids, ignore=tuple(ignore))
+    values = data.draw(st.lists(st.sampled_from(sorted({*ids, *ignore})), min_size=1, max_size=20))
+    path = save_index(tmp_path_factory.getbasetemp() / "agrees.png", [values])
+    assert decoding.decode(path)[0].tolist() == [ids.get(value, IGNORE) for value in values]
+    stranger = data.draw(st.integers(0, 255))
+    if stranger not in ids and stranger not in ignore:
+        with pytest.raises(DataError, match=f"unknown label ids {stranger} "):
+            decoding.decode(save_index(path, [[*values, stranger]]))
+
+
+def test_decoding_survives_pickling_after_use() -> None:
+    decoding = decoding_of("synthia")
+    table = decoding.lookup
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(decoding)).lookup, table)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "colour"}, "decode must be one of index, channel, threshold"),
+        ({"ids": {1: 5}}, "ids maps to 5"),
+        ({"ignore": (2,)}, "raw ids 2 are classes and listed in ignore"),
+        ({"num_classes": 255}, "1 to 254 classes"),
+        ({"kind": "threshold", "num_classes": 1}, "2 to 254 classes"),
+    ],
+)
+def test_bad_decoding_is_refused(change: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        LabelDecoding(**{"kind": "index", "num_classes": 5, **change})
+
+
+# ---- 16-bit files ----
+
+
+def test_synthia_classes_come_from_the_red_channel(tmp_path: Path) -> None:
+    raw = np.arange(23, dtype=np.uint16)[None]
+    labels = decoding_of("synthia").decode(save_rgb16(tmp_path / "x.png", raw))
+    assert labels.dtype == np.uint8
+    assert labels[0].tolist() == [SYNTHIA.get(value, IGNORE) for value in range(23)]
+
+
+@pytest.mark.parametrize("bad", [23, 255, 256, 770])
+def test_synthia_id_above_22_is_refused(tmp_path: Path, bad: int) -> None:
+    path = save_rgb16(tmp_path / "x.png", np.array([[3, bad]]))
+    with pytest.raises(DataError, match=rf"x\.png: unknown label ids {bad} "):
+        decoding_of("synthia").decode(path)
+
+
+def test_other_bit_depths_and_colour_types_are_refused(tmp_path: Path) -> None:
+    decoding = decoding_of("synthia")
+    Image.new("RGB", (2, 2)).save(tmp_path / "rgb8.png")
+    Image.fromarray(np.zeros((2, 2), dtype=np.uint16)).save(tmp_path / "grey16.png")
+    assert cv2.imwrite(str(tmp_path / "rgba16.png"), np.zeros((2, 2, 4), dtype=np.uint16))
+    Image.new("RGB", (2, 2)).save(tmp_path / "x.tif")
+    expected = {"rgb8": "depth 8, colour type 2", "grey16": "depth 16, colour type 0"}
+    expected |= {"rgba16": "depth 16, colour type 6"}
+    for name, found in expected.items():
+        with pytest.raises(DataError, match=rf"{name}\.png: expected a 16-bit RGB PNG.*{found}"):
+            decoding.decode(tmp_path / f"{name}.png")
+    with pytest.raises(DataError, match="found not a PNG"):
+        decoding.decode(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize("keep", [40, 200, 2000])
+def test_damaged_synthia_file_is_named(tmp_path: Path, keep: int) -> None:
+    path = save_rgb16(tmp_path / "cut.png", np.random.default_rng(0).integers(0, 23, (64, 64)))
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DataError, match=r"cut\.png: not a readable"):
+        decoding_of("synthia").decode(path)
+
+
+# ---- masks ----
+
+
+def test_mask_is_one_above_the_threshold(tmp_path: Path) -> None:
+    path = save_index(tmp_path / "mask.png", [[0, 127, 128, 255]])
+    assert LabelDecoding(kind="threshold", num_classes=2).decode(path).tolist() == [[0, 0, 1, 1]]
+    low = LabelDecoding(kind="threshold", num_classes=2, threshold=0)
+    assert low.decode(save_index(path, [[0, 1, 2]])).tolist() == [[0, 1, 1]]
+
+
+def test_mask_forms(tmp_path: Path) -> None:
+    decoding = LabelDecoding(kind="threshold", num_classes=2)
+    grey = Image.fromarray(np.array([[0, 255]], dtype=np.uint8))
+    for mode, name in [("1", "bits.png"), ("RGB", "rgb.png"), ("L", "grey.tif")]:
+        grey.convert(mode).save(tmp_path / name)
+        assert decoding.decode(tmp_path / name).tolist() == [[0, 1]]
+    Image.new("RGB", (1, 1), (255, 255, 254)).save(tmp_path / "coloured.png")
+    with pytest.raises(DataError, match="must be grey"):
+        decoding.decode(tmp_path / "coloured.png")
+    grey.convert("P").save(tmp_path / "palette.png")
+    with pytest.raises(DataError, match="8-bit grey image, this is PNG P"):
+        decoding.decode(tmp_path / "palette.png")
+
+
+def test_mask_of_zeros_and_ones_is_not_read_as_empty(tmp_path: Path) -> None:
+    path = save_index(tmp_path / "mask.png", [[0, 1]])
+    with pytest.raises(DataError, match="set threshold = 0"):
+        LabelDecoding(kind="threshold", num_classes=2).decode(path)
+
+
+# ---- real files ----
+
+
+def label_files(samples: list[Sample]) -> list[Path]:
+    return [sample.label for sample in samples if sample.label is not None]
+
+
+@pytest.mark.skipif(not (SHARED_DATA / "camvid_day_to_dusk").is_dir(), reason="no CamVid frames here")
+def test_camvid_described_in_a_table() -> None:
+    entries = {
+        "root": str(SHARED_DATA / "camvid_day_to_dusk"),
+        "ignore": [11],
+        "train_list": "source_train.txt",
+        "val_list": "target_val.txt",
+    }
+    corpus = Corpus.from_mapping(entries, num_classes=11)
+    assert len(corpus.samples("train", labelled=True)) == 119
+    samples = corpus.samples("val", labelled=True)
+    assert len(samples) == 31
+    seen = set()
+    for path in label_files(samples):
+        labels = corpus.decoding.decode(path)
+        raw = np.asarray(Image.open(path))
+        assert labels.shape == (360, 480)
+        np.testing.assert_array_equal(labels == IGNORE, raw == 11)
+        np.testing.assert_array_equal(labels[raw < 11], raw[raw < 11])
+        seen |= set(np.unique(labels).tolist())
+    assert seen == {*range(11), 255} - {7}  # no fence in these frames
+    without_ignore = Corpus.from_mapping({**entries, "ignore": [255]}, num_classes=11)
+    with pytest.raises(DataError, match="unknown label ids 11 "):
+        [without_ignore.decoding.decode(path) for path in label_files(samples)]
+
+
+@pytest.mark.skipif(not (SHARED_DATA / "roads_epfl_to_massachusetts").is_dir(), reason="no road tiles here")
+def test_grey_road_masks() -> None:
+    entries = {"root": str(SHARED_DATA / "roads_epfl_to_massachusetts/source"), "decode": "threshold"}
+    corpus = Corpus.from_mapping(entries, num_classes=2)
+    samples = corpus.samples("train", labelled=True)
+    assert len(samples) == 60
+    shares = [float(corpus.decoding.decode(path).mean()) for path in label_files(samples[:20])]
+    assert 0.02 < float(np.mean(shares)) < 0.4
