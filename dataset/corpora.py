@@ -16,7 +16,7 @@ from typing import Any
 from dataset.labels import LabelDecoding
 from dataset.toml import DataError, Table, is_integer, shipped_table
 
-__all__ = ["Corpus", "DataError", "Sample", "pseudo_label_name", "with_pseudo_labels"]
+__all__ = ["Corpus", "DataError", "Sample", "flat_names", "pseudo_label_name", "with_pseudo_labels"]
 
 SPLITS = ("train", "val", "test")
 _FOLDER_KEYS = ("root", "images", "labels", "image_suffix", "label_suffix")
@@ -104,6 +104,24 @@ class Corpus:
         _require_labels(samples, f"check labels = {self.labels!r} and label_suffix = {self.label_suffix!r}")
         return samples
 
+    def truths(self, split: str, folder: Path) -> list[Path]:
+        """The split's label files below another folder, for scoring: those its list names, or all with the suffix.
+
+        Raises DataError for a missing folder, no label file at all, or a listed one that is not there.
+        """
+        _require_folder(folder, "name the folder of the label files")
+        if split in self.lists:
+            path = self._list_file(split)
+            entries = [_relative_name(entry, folder, f"{path}, line {number}") for number, entry in _entries(path)]
+            names = [self._label_name(entry) for entry in entries]
+        else:
+            names = sorted(name for name in _files_below(folder) if name.endswith(self.label_suffix))
+        if not names:
+            raise DataError(f"{folder}: no label file *{self.label_suffix}; is this the right folder and --config?")
+        samples = [Sample(name, folder / name, folder / name) for name in names]
+        _require_labels(samples, "a label file is missing")
+        return [folder / name for name in names]
+
     def count_note(self, split: str, count: int) -> str | None:
         """A line to log when a split's number of images is not the published corpus', else None."""
         expected = self.expected.get(split)
@@ -121,15 +139,11 @@ class Corpus:
         for number, entry in _entries(path):
             name = _relative_name(entry, folder, f"{path}, line {number}")
             if name in lines:
-                raise DataError(
-                    f"{path}, line {number}: {name} is listed already on line {lines[name]}; remove one"
-                )
+                raise DataError(f"{path}, line {number}: {name} is listed already on line {lines[name]}; remove one")
             lines[name] = number
             self._check_entry(name, folder, f"{path}, line {number}")
         if not lines:
-            raise DataError(
-                f"{path}: the list is empty; it holds one image name a line, relative to {folder}"
-            )
+            raise DataError(f"{path}: the list is empty; it holds one image name a line, relative to {folder}")
         return list(lines)
 
     def _list_file(self, split: str) -> Path:
@@ -138,9 +152,7 @@ class Corpus:
         for candidate in candidates:
             if candidate.is_file():
                 return candidate
-        raise DataError(
-            f"{given}: no such list file, neither here nor as {candidates[1]}; correct {split}_list"
-        )
+        raise DataError(f"{given}: no such list file, neither here nor as {candidates[1]}; correct {split}_list")
 
     def _check_entry(self, name: str, folder: Path, where: str) -> None:
         if not (folder / name).is_file():
@@ -148,9 +160,7 @@ class Corpus:
                 raise DataError(f"{where}: {name!r} has a second column; a list holds one image name a line")
             raise DataError(f"{where}: no image {name} in {folder}; correct the list or root")
         if not name.endswith(self.image_suffix):
-            raise DataError(
-                f"{where}: {name} does not end in {self.image_suffix!r}; correct the list or image_suffix"
-            )
+            raise DataError(f"{where}: {name} does not end in {self.image_suffix!r}; correct the list or image_suffix")
 
     def _found(self, split: str, folder: Path) -> list[str]:
         if split != "train" and "{split}" not in self.images:
@@ -161,9 +171,7 @@ class Corpus:
         _require_folder(folder, f"set root or images of {self.name}")
         names = sorted(name for name in _files_below(folder) if name.endswith(self.image_suffix))
         if not names:
-            raise DataError(
-                f"{folder}: no file ends in {self.image_suffix!r}; correct image_suffix, images or root"
-            )
+            raise DataError(f"{folder}: no file ends in {self.image_suffix!r}; correct image_suffix, images or root")
         return names
 
 
@@ -175,22 +183,25 @@ def pseudo_label_name(sample_name: str) -> str:
     return PurePosixPath(sample_name).stem + ".png"
 
 
+def flat_names(samples: Sequence[Sample]) -> list[str]:
+    """The PNG of each sample in a flat folder of predictions. Raises DataError when two samples share one."""
+    owners: dict[str, str] = {}
+    for sample in samples:
+        name = pseudo_label_name(sample.name)
+        if name in owners:
+            raise DataError(f"{owners[name]} and {sample.name} share the prediction {name}; rename one of the images")
+        owners[name] = sample.name
+    return list(owners)
+
+
 def with_pseudo_labels(samples: Sequence[Sample], folder: Path | str) -> list[Sample]:
     """The same samples with the pseudo labels of a flat folder as labels (decode with `train_id_decoding`).
 
     Raises DataError when two images share a file name or a pseudo label is missing.
     """
     folder = Path(folder)
-    owners: dict[str, str] = {}
-    labelled = []
-    for sample in samples:
-        name = pseudo_label_name(sample.name)
-        if name in owners:
-            raise DataError(
-                f"{owners[name]} and {sample.name} share the pseudo label {name}; rename one of the images"
-            )
-        owners[name] = sample.name
-        labelled.append(Sample(sample.name, sample.image, folder / name))
+    names = flat_names(samples)
+    labelled = [Sample(sample.name, sample.image, folder / name) for sample, name in zip(samples, names, strict=True)]
     _require_labels(labelled, f"run Generate_Pseudo_Label.py, which fills {folder}", "pseudo labels")
     return labelled
 
@@ -249,11 +260,7 @@ def _refuse_cycles(top: Path, current: Path, folders: list[str]) -> None:
     """Raise DataError for a linked folder that is one of the folders on the way from `top` to it."""
     links = [current / name for name in folders if (current / name).is_symlink()]
     if links:
-        way = {
-            os.path.realpath(folder)
-            for folder in (current, *current.parents)
-            if top in (folder, *folder.parents)
-        }
+        way = {os.path.realpath(folder) for folder in (current, *current.parents) if top in (folder, *folder.parents)}
         for link in links:
             if os.path.realpath(link) in way:
                 raise DataError(f"{link}: the link leads back to a folder above it; remove it")

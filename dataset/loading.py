@@ -36,9 +36,7 @@ def order(seed: int, epoch: int, n: int, *, stream: int = 0) -> np.ndarray:
 class PositionSampler(Sampler[tuple[int, int]]):
     """(position, index) for the positions start..stop-1 of a stream over n samples; endless without stop."""
 
-    def __init__(
-        self, n: int, *, seed: int, stream: int = 0, start: int = 0, stop: int | None = None
-    ) -> None:
+    def __init__(self, n: int, *, seed: int, stream: int = 0, start: int = 0, stop: int | None = None) -> None:
         if n < 1 or start < 0:
             raise ValueError(f"a stream needs samples and a position from 0 on, got n={n}, start={start}")
         self.n = n
@@ -79,6 +77,13 @@ class _Reporting(Dataset[Any]):
 
 class BatchLoader(DataLoader[Any]):
     """A DataLoader of `Batch` that raises in the main process what a worker reported."""
+
+    dataset: _Reporting
+
+    @property
+    def num_images(self) -> int:
+        """How many images the data set has."""
+        return len(self.dataset)
 
     def __iter__(self) -> Any:
         for batch in super().__iter__():
@@ -135,10 +140,6 @@ def _collate(examples: list[Example | DataError], *, native_labels: bool) -> Bat
         return next(example for example in examples if isinstance(example, DataError))
     names = [example.name for example in read]
     if len({example.image.shape for example in read}) > 1:
-        return DataError(
-            f"{', '.join(names)}: images of different sizes in a batch; set an input size or batch size 1"
-        )
+        return DataError(f"{', '.join(names)}: images of different sizes in a batch; set an input size or batch size 1")
     labels = [example.label for example in read]
-    return Batch(
-        torch.stack([e.image for e in read]), labels if native_labels else torch.stack(labels), names
-    )
+    return Batch(torch.stack([e.image for e in read]), labels if native_labels else torch.stack(labels), names)

@@ -9,7 +9,7 @@ Geometry: B batch, C classes, D channels, H W input size, h w feature grid, R re
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,12 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import aim, isia
-from model.deeplab import SegOutput
+from model.deeplab import SegmentationNetwork, SegOutput
 from model.prototypes import PrototypeBank
 from model.regions import IGNORE, Regions, partition, pool, to_grid
 
 LABEL_MAPS = ("prediction", "merged")
 ALIGNMENT_LOSSES = ("stuff", "instances", "separation", "aggregation")
+MEMORY = ("stuff_bank", "thing_bank", "adaptive")
 TARGET_LOSSES = ("adv", *ALIGNMENT_LOSSES, "pseudo")
 
 
@@ -63,10 +64,12 @@ class TargetRegions(NamedTuple):
 class BAFFT(nn.Module):
     """Segmentation network, output-space discriminator, source banks and AIM's weights."""
 
+    fixed: Tensor
+
     def __init__(
         self,
         *,
-        network: nn.Module,
+        network: SegmentationNetwork,
         discriminator: nn.Module,
         stuff: Sequence[int],
         things: Sequence[int],
@@ -90,10 +93,9 @@ class BAFFT(nn.Module):
         self.thing_bank = PrototypeBank(categories=self.things, slots=alignment.slots_thing, dim=dim)
         self.adaptive = aim.AdaptiveWeights(num_classes=network.num_classes)
         if alignment.aim == "fixed":
-            fixed = aim.fixed_weights(alignment.aim_weights, num_classes=network.num_classes)
-            self.register_buffer("fixed", fixed, persistent=False)
+            self.register_buffer("fixed", aim.fixed_weights(alignment.aim_weights, num_classes=network.num_classes))
 
-    # -- source -------------------------------------------------------------------------------------------------------
+    # -- source --------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def observe_source(self, output: SegOutput, labels: Tensor) -> Tensor:
@@ -113,7 +115,7 @@ class BAFFT(nn.Module):
         candidates = slice(0, regions.instances.stop)
         return accepted[candidates].sum() / max(regions.instances.stop, 1)
 
-    # -- target -------------------------------------------------------------------------------------------------------
+    # -- target --------------------------------------------------------------------------------------------------------
 
     def describe_target(self, output: SegOutput, pseudo: Tensor) -> TargetRegions:
         """Cut a target batch into regions, pool them and measure them against the banks (spec 3.2).
@@ -185,7 +187,18 @@ class BAFFT(nn.Module):
             "D_target": 0.5 * _domain_loss(self.discriminator(target.detach()), 1.0),
         }
 
-    # -- shared ---------------------------------------------------------------------------------------------------------
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    def memory(self) -> dict[str, dict[str, Tensor]]:
+        """What the method has observed, for a checkpoint: banks and AIM's weights, without the networks."""
+        return {name: getattr(self, name).state_dict() for name in MEMORY}
+
+    def load_memory(self, memory: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Restore what `memory` gave. Raises KeyError or RuntimeError where banks are missing or of another size."""
+        for name in MEMORY:
+            getattr(self, name).load_state_dict(memory[name])
+
+    # -- shared --------------------------------------------------------------------------------------------------------
 
     def _partition(self, label_map: Tensor) -> Regions:
         return partition(label_map, stuff=self.stuff, things=self.things, limit=self.alignment.instances)
@@ -210,9 +223,7 @@ class BAFFT(nn.Module):
             )
             return {"separation": apart, "aggregation": nothing}
         source, full = self._source_centroids()
-        centroids = isia.class_centroids(
-            vectors, regions, num_images=target.num_images, num_classes=source.shape[0]
-        )
+        centroids = isia.class_centroids(vectors, regions, num_images=target.num_images, num_classes=source.shape[0])
         valid = full & centroids.present
         return {
             "separation": isia.separation(source, centroids.vectors, valid),

@@ -14,7 +14,7 @@ Geometry: B batch, D channels, R regions, h w feature grid.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import cc3d
 import numpy as np
@@ -24,7 +24,8 @@ from torch import Tensor
 IGNORE = 255
 
 
-class Regions(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Regions:
     """R regions of a batch, sorted by kind, image, category and rank.
 
     index: (B, h, w) int64, the region of each pixel; R where a pixel belongs to none.
@@ -60,7 +61,7 @@ def partition(labels: Tensor, *, stuff: Sequence[int], things: Sequence[int], li
         comes first wins.
     """
     grid = labels.to(device="cpu", dtype=torch.uint8).numpy()
-    batch, height, width = grid.shape
+    batch = len(grid)
     is_stuff, is_thing = _membership(stuff)[grid], _membership(things)[grid]
     rank = np.minimum(_component_rank(grid, is_thing), limit)
 
@@ -101,12 +102,12 @@ def pool(features: Tensor, regions: Regions) -> Tensor:
     return sums[:count] / regions.area[:, None]
 
 
-def to_grid(labels: Tensor, size: tuple[int, int]) -> Tensor:
+def to_grid(labels: Tensor, size: Sequence[int]) -> Tensor:
     """Bring label maps to the feature grid: index floor(i * H / h), torch's `nearest` (spec 3.1).
 
     labels: (B, H, W) integers -> (B, h, w) int64.
     """
-    resized = torch.nn.functional.interpolate(labels[:, None].float(), size=size, mode="nearest")
+    resized = torch.nn.functional.interpolate(labels[:, None].float(), size=list(size), mode="nearest")
     return resized[:, 0].long()
 
 

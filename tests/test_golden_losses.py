@@ -57,9 +57,7 @@ def world(request):
     stream = inputs.losses_case(seed, h, w, steps)
     network = PooledClassifier(*next(stream))
     alignment = Alignment(slots_stuff=slots, slots_thing=10 * slots)
-    method = BAFFT(
-        network=network, discriminator=nn.Identity(), stuff=STUFF, things=THINGS, alignment=alignment
-    )
+    method = BAFFT(network=network, discriminator=nn.Identity(), stuff=STUFF, things=THINGS, alignment=alignment)
     for features, label, prediction in islice(stream, steps):
         method.observe_source(output(features, prediction), torch.from_numpy(label)[None])
     features, _, prediction = next(stream)

@@ -84,8 +84,7 @@ def _require_plain(value: Any, place: str) -> None:
             _require_plain(item, f"{place}[{index}]")
     else:
         raise TypeError(
-            f"{place} is a {kind.__module__}.{kind.__qualname__}: "
-            "a training state holds tensors and plain values only"
+            f"{place} is a {kind.__module__}.{kind.__qualname__}: a training state holds tensors and plain values only"
         )
 
 
@@ -126,9 +125,7 @@ def _check_archive(path: Path) -> None:
             f"{path}: truncated, or not a training state ({error}); resume from a complete last.pt"
         ) from error
     if damaged is not None:
-        raise CheckpointError(
-            f"{path}: damaged, the checksum of {damaged} does not hold; resume from another copy"
-        )
+        raise CheckpointError(f"{path}: damaged, the checksum of {damaged} does not hold; resume from another copy")
 
 
 def require_keys(state: Mapping[str, Any], keys: Iterable[str], *, where: str = "training state") -> None:
@@ -172,9 +169,7 @@ def restore_rng(state: Mapping[str, Any]) -> None:
     python, legacy = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
     key = legacy["key"].numpy().astype(np.uint32)
-    np.random.set_state(
-        (legacy["algorithm"], key, legacy["position"], legacy["has_gauss"], legacy["cached_gauss"])
-    )
+    np.random.set_state((legacy["algorithm"], key, legacy["position"], legacy["has_gauss"], legacy["cached_gauss"]))
     torch.set_rng_state(state["torch"])
     for device, words in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
         torch.cuda.set_rng_state(words, device)

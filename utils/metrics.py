@@ -35,9 +35,7 @@ class ConfusionMatrix:
         """
         predicted, true = np.asarray(prediction), np.asarray(truth)
         if predicted.shape != true.shape:
-            raise ValueError(
-                f"the prediction's shape {predicted.shape} differs from the truth's {true.shape}"
-            )
+            raise ValueError(f"the prediction's shape {predicted.shape} differs from the truth's {true.shape}")
         valid = true != IGNORE
         predicted, true = predicted[valid], true[valid]
         self._check_ids("truth", true, allowed=())

@@ -99,9 +99,7 @@ class ConfidenceHistogram:
         return np.where(kept, self.counts, 0).sum(axis=1)
 
 
-def apply_thresholds(
-    label: npt.ArrayLike, confidence: npt.ArrayLike, tau: npt.ArrayLike
-) -> npt.NDArray[np.uint8]:
+def apply_thresholds(label: npt.ArrayLike, confidence: npt.ArrayLike, tau: npt.ArrayLike) -> npt.NDArray[np.uint8]:
     """The label (H,W) as uint8, with 255 where the confidence (H,W) is below its class's `tau` (C,).
 
     Confidence and thresholds are in [0,1] or levels. They are compared level with level, so a pixel whose
@@ -226,9 +224,7 @@ class PseudoLabeler:
             raise ValueError(f"{name}: probabilities of shape {shape}, expected ({num_classes}, H, W)")
         file = png_name(name)
         if file in self._files:
-            raise ValueError(
-                f"{name} and {self._files[file]} would share the pseudo label {file}: rename one image"
-            )
+            raise ValueError(f"{name} and {self._files[file]} would share the pseudo label {file}: rename one image")
         confidence, label = probabilities.detach().max(dim=0)
         labels = label.to(torch.uint8).cpu().numpy()
         try:

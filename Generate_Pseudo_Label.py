@@ -1,0 +1,65 @@
+"""Pseudo labels: stage 1's own predictions on target train, where it is confident enough.
+
+    python Generate_Pseudo_Label.py                                           from runs/gta5_to_cityscapes/step1
+    python Generate_Pseudo_Label.py --restore-from snapshots/GTA5_200000.pth --save data/pseudo
+
+Per class the threshold is the median confidence, at most 0.9, so half of a class's pixels or more are kept. Memory
+stays flat: predictions wait on disk, confidences in one histogram per class. Writes one 8-bit PNG of train ids per
+image (255: no label), and `thresholds.json` with threshold and coverage per class. Next: train_step2.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from dataset.corpora import pseudo_label_name
+from utils import build
+from utils.checkpoint import atomic_write
+from utils.config import Config
+from utils.flags import PREDICTION, Options, parse
+from utils.inference import predict, probabilities
+from utils.log import progress, say, write_json
+from utils.pseudo_label import PseudoLabeler
+from utils.runtime import launch, pick_device
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Predict, find the thresholds, write the PNGs."""
+    config, options = parse(argv, description=__doc__, section="pseudo_label", flags=PREDICTION)
+    generate(config, options)
+
+
+def generate(config: Config, options: Options) -> None:
+    """Write the pseudo labels that the `[pseudo_label]` section describes."""
+    settings, folder = config.pseudo_label, Path(config.pseudo_label.save)
+    classes = build.class_table(config, options.arguments.num_classes)
+    loader = build.prediction_loader(config, settings.split, classes, labelled=False)
+    device = pick_device(config.run.device)
+    network, weights, report = build.trained_network(settings.restore_from, config, classes, device)
+    for line in (*(f"note: {note}" for note in options.notes), *report.lines):
+        say(line)
+
+    width, height = settings.size
+    stream = predict(network, loader, normalize=build.normalizer(network), precision=config.run.precision)
+    with PseudoLabeler(
+        classes.num_classes, cache_folder=folder, cap=settings.cap, proportion=settings.proportion
+    ) as labeler:
+        for item in progress(stream, total=loader.num_images, description="predict", unit="image"):
+            labeler.add(item.name, probabilities(item.logits, (height, width)))
+        thresholds = labeler.report()
+        for name, label in progress(labeler.labels(), total=loader.num_images, description="write", unit="image"):
+            with atomic_write(folder / pseudo_label_name(name)) as temporary:
+                Image.fromarray(label).save(temporary)
+
+    say(thresholds.format_table(classes.names))
+    result = {"restore_from": str(weights.path), "sha256": weights.sha256, **thresholds.to_dict(classes.names)}
+    for path in [str(folder / "thresholds.json"), *([options.json] if options.json else [])]:
+        write_json(path, result)
+    say(f"{loader.num_images} pseudo labels in {folder}\nnext: python train_step2.py --config {options.config_path}")
+
+
+if __name__ == "__main__":
+    launch(main, build.MISTAKES)

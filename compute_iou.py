@@ -1,0 +1,94 @@
+"""Score a folder of predictions against a folder of ground truth: IoU per class and mIoU, in percent.
+
+    python compute_iou.py ./data/Cityscapes/gtFine/val result/cityscapes
+    python compute_iou.py LABELS PREDICTIONS --config configs/camvid_day_to_dusk.toml --json scores.json
+
+Truth is decoded as the configuration's [target] says (default: Cityscapes labelIds), predictions are PNGs of train
+ids. A prediction belongs to the truth of the same stem (`_leftImg8bit`, `_gtFine_labelIds` aside); `*_color.png` is
+passed over. Every truth needs a prediction of its size. A class absent from both counts in no mean; truth of 255 counts
+nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dataset.corpora import Corpus, DataError
+from dataset.labels import ClassTable, train_id_decoding
+from utils import build
+from utils.config import Parser
+from utils.flags import parse
+from utils.log import progress, say, write_json
+from utils.metrics import ConfusionMatrix, format_historical, format_table
+from utils.runtime import launch
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the table; with --json write it, too."""
+    config, options = parse(argv, description=__doc__, section="evaluate", flags=(), extend=_folders)
+    arguments = options.arguments
+    classes = build.class_table(config, arguments.num_classes)
+    confusion = score(
+        Path(arguments.gt_dir),
+        Path(arguments.pred_dir),
+        corpus=build.corpus(config, "target", classes),
+        split=config.evaluate.split,
+        classes=classes,
+    )
+    say(format_historical(classes.names, confusion.iou()))
+    say(format_table(classes.names, confusion.iou(), classes.subsets))
+    if options.json:
+        write_json(options.json, confusion.to_dict(classes.names, classes.subsets))
+
+
+def score(truth: Path, predictions: Path, *, corpus: Corpus, split: str, classes: ClassTable) -> ConfusionMatrix:
+    """The confusion matrix over all pairs. Raises DataError naming a prediction that is missing or of another size."""
+    found = _predictions(predictions, corpus)
+    decode = train_id_decoding(classes.num_classes).decode
+    confusion = ConfusionMatrix(classes.num_classes)
+    labels = corpus.truths(split, truth)
+    for path in progress(labels, description="score", unit="image"):
+        prediction = found.pop(_stem(path.name, corpus), None)
+        if prediction is None:
+            raise DataError(f"{path} has no prediction in {predictions}; run evaluate_cityscapes.py on this split")
+        expected, predicted = corpus.decoding.decode(path), decode(prediction)
+        if expected.shape != predicted.shape:
+            sizes = [f"{array.shape[1]}x{array.shape[0]}" for array in (predicted, expected)]
+            raise DataError(f"{prediction} is {sizes[0]}, its truth {path} is {sizes[1]}; predict at full size")
+        confusion.update(predicted, expected)
+    if found:
+        say(f"note: {len(found)} predictions have no truth and were not scored, the first is {min(found.values())}")
+    return confusion
+
+
+def _folders(parser: Parser) -> None:
+    parser.add_argument("gt_dir", help="folder of label files")
+    parser.add_argument("pred_dir", help="folder of predictions")
+
+
+def _predictions(folder: Path, corpus: Corpus) -> dict[str, Path]:
+    """Stem -> prediction, of every PNG in the folder and below but the coloured ones."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder of predictions; evaluate_cityscapes.py --save writes one")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*.png")):
+        if path.stem.endswith("_color"):
+            continue
+        stem = _stem(path.name, corpus)
+        if stem in found:
+            raise DataError(f"{path} and {found[stem]} are predictions of the same image; remove one")
+        found[stem] = path
+    return found
+
+
+def _stem(name: str, corpus: Corpus) -> str:
+    """What a truth and its prediction have in common."""
+    stem = Path(name).stem
+    for suffix in (corpus.image_suffix, corpus.label_suffix):
+        stem = stem.removesuffix(Path("x" + suffix).stem[1:])
+    return stem
+
+
+if __name__ == "__main__":
+    launch(main, build.MISTAKES)

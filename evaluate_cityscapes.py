@@ -1,0 +1,59 @@
+"""Predict the target's validation images: one PNG of train ids and one in colour per image.
+
+    python evaluate_cityscapes.py                                             from runs/gta5_to_cityscapes/step2
+    python evaluate_cityscapes.py --restore-from ./pretrained/GTA2Cityscapes/GTA5_Best.pth
+
+Any weights of this family are recognised: our checkpoints and run folders, released DeepLab-v2, VGG-16 and Oracle
+files. Labels are not read. Writes `<image>.png` and `<image>_color.png` at the images' own size. Next: compute_iou.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from utils import build
+from utils.checkpoint import atomic_write
+from utils.config import Config
+from utils.flags import PREDICTION, Options, parse
+from utils.inference import label_map, predict
+from utils.log import progress, say, write_json
+from utils.runtime import launch, pick_device
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Predict and write PNGs."""
+    config, options = parse(argv, description=__doc__, section="evaluate", flags=PREDICTION)
+    evaluate(config, options)
+
+
+def evaluate(config: Config, options: Options) -> None:
+    """Write the predictions that the `[evaluate]` section describes."""
+    settings, folder = config.evaluate, Path(config.evaluate.save)
+    classes = build.class_table(config, options.arguments.num_classes)
+    loader = build.prediction_loader(config, settings.split, classes, labelled=False)
+    device = pick_device(config.run.device)
+    network, weights, report = build.trained_network(settings.restore_from, config, classes, device)
+    for line in (*(f"note: {note}" for note in options.notes), *report.lines):
+        say(line)
+
+    stream = predict(network, loader, normalize=build.normalizer(network), precision=config.run.precision)
+    for item in progress(stream, total=loader.num_images, description="evaluate", unit="image"):
+        labels = label_map(item.logits, item.label.shape[-2:]).cpu().numpy()
+        stem = PurePosixPath(item.name).stem
+        for name, image in ((f"{stem}.png", Image.fromarray(labels)), (f"{stem}_color.png", classes.colorize(labels))):
+            with atomic_write(folder / name) as temporary:
+                image.save(temporary)
+
+    if options.json:
+        result = {"restore_from": str(weights.path), "sha256": weights.sha256, "images": loader.num_images}
+        write_json(options.json, result | {"save": str(folder)})
+    truth = build.corpus(config, "target", classes).label_folder(settings.split)
+    say(f"{loader.num_images} predictions in {folder}")
+    say(f"next: python compute_iou.py {truth} {folder} --config {options.config_path}")
+
+
+if __name__ == "__main__":
+    launch(main, build.MISTAKES)

@@ -1,0 +1,233 @@
+"""From a configuration to the objects of a run: class table, corpora, loaders, network, method."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dataset.corpora import Corpus, DataError, Sample, flat_names, with_pseudo_labels
+from dataset.labels import ClassTable, LabelDecoding, load_class_table, train_id_decoding
+from dataset.loading import BatchLoader, eval_loader, train_loader
+from dataset.segmentation import SegmentationDataset
+from dataset.transforms import Augment, Normalize
+from model.bafft import BAFFT, Alignment
+from model.deeplab import NetworkError, SegmentationNetwork, build_network, input_statistics
+from model.discriminator import Discriminator
+from model.weights import (
+    Report,
+    Weights,
+    WeightsError,
+    infer_architecture,
+    initial_weights,
+    load_network,
+    read_weights,
+)
+from utils.checkpoint import CheckpointError
+from utils.config import Config, ConfigError, Stage
+from utils.engine import Pair
+from utils.log import LogError, say
+
+MISTAKES = (ConfigError, DataError, WeightsError, NetworkError, CheckpointError, LogError)
+"""What a user can get wrong: one clear line and exit code 2."""
+
+SOURCE_STREAM, TARGET_STREAM = 0, 1
+
+
+def class_table(config: Config, num_classes: int | None = None) -> ClassTable:
+    """The configuration's class table, checked against the `--num-classes` flag where given."""
+    classes = load_class_table(config.classes)
+    if num_classes not in (None, classes.num_classes):
+        raise ConfigError(
+            f"--num-classes {num_classes}: the class table has {classes.num_classes} classes; describe yours under "
+            "[classes] in a configuration"
+        )
+    return classes
+
+
+def corpus(config: Config, domain: str, classes: ClassTable) -> Corpus:
+    """The corpus of `[source]` or `[target]`."""
+    table = {key: value for key, value in getattr(config, domain).items() if key != "size"}
+    return Corpus.from_mapping(table, classes.num_classes, f"[{domain}]")
+
+
+def input_size(config: Config, domain: str) -> tuple[int, int]:
+    """(W, H) that a domain's images are resized to."""
+    width, height = getattr(config, domain)["size"]
+    return width, height
+
+
+def samples_of(data: Corpus, split: str, *, labelled: bool) -> list[Sample]:
+    """A corpus's samples; says so where their number is not the known corpus's."""
+    samples = data.samples(split, labelled=labelled)
+    note = data.count_note(split, len(samples))
+    if note:
+        say(f"note: {note}")
+    return samples
+
+
+def source_dataset(config: Config, stage: Stage, classes: ClassTable) -> SegmentationDataset:
+    """Labelled source images at input size, augmented."""
+    data = corpus(config, "source", classes)
+    return SegmentationDataset(
+        samples_of(data, "train", labelled=True),
+        decoding=data.decoding,
+        size=input_size(config, "source"),
+        augment=_augment(stage),
+        seed=config.run.seed,
+        stream=SOURCE_STREAM,
+    )
+
+
+def target_dataset(config: Config, stage: Stage, classes: ClassTable) -> SegmentationDataset:
+    """Target images at input size, augmented; their labels are pseudo labels or nothing, never the truth."""
+    samples = samples_of(corpus(config, "target", classes), stage.split, labelled=False)
+    decoding: LabelDecoding | None = None
+    if wants_pseudo_labels(stage):
+        if not stage.pseudo_labels:
+            raise ConfigError("the loss `pseudo` and the label map `merged` need pseudo labels: --ssl-target-dir")
+        samples, decoding = with_pseudo_labels(samples, stage.pseudo_labels), train_id_decoding(classes.num_classes)
+    return SegmentationDataset(
+        samples,
+        decoding=decoding,
+        size=input_size(config, "target"),
+        augment=_augment(stage),
+        seed=config.run.seed,
+        stream=TARGET_STREAM,
+    )
+
+
+def wants_pseudo_labels(stage: Stage) -> bool:
+    """Whether anything in the stage reads pseudo labels."""
+    return stage.weights.pseudo != 0 or stage.label_map == "merged"
+
+
+def prediction_loader(config: Config, split: str, classes: ClassTable, *, labelled: bool) -> BatchLoader:
+    """Target images of a split at input size with their labels at native size, in order; file names are unique."""
+    data = corpus(config, "target", classes)
+    samples = samples_of(data, split, labelled=labelled)
+    flat_names(samples)
+    dataset = SegmentationDataset(
+        samples,
+        decoding=data.decoding if labelled else None,
+        size=input_size(config, "target"),
+        native_labels=True,
+    )
+    return eval_loader(dataset, batch_size=config.evaluate.batch_size, num_workers=config.run.num_workers)
+
+
+def validation_loader(config: Config, classes: ClassTable) -> BatchLoader | None:
+    """Labelled target validation images; None, said aloud, for data of one's own without a validation list."""
+    data = corpus(config, "target", classes)
+    if "val" not in data.lists and "{split}" not in data.images:
+        say("note: [target] names no val_list, so there is no validation and no best checkpoint")
+        return None
+    return prediction_loader(config, "val", classes, labelled=True)
+
+
+def training_pairs(
+    config: Config, stage: Stage, source: SegmentationDataset, target: SegmentationDataset | None, *, start: int
+) -> Iterator[Sequence[Pair]]:
+    """The batches of every update from number `start` on: `iter_size` pairs of a source and a target batch."""
+    last = stage.num_steps_stop or stage.num_steps
+    images = stage.iter_size * stage.batch_size  # per update and domain
+    workers = config.run.num_workers
+
+    def stream(dataset: SegmentationDataset, number: int) -> BatchLoader:
+        return train_loader(
+            dataset,
+            batch_size=stage.batch_size,
+            seed=config.run.seed,
+            stream=number,
+            start=start * images,
+            stop=last * images,
+            num_workers=workers,
+        )
+
+    sources = stream(source, SOURCE_STREAM)
+    targets = itertools.repeat(None) if target is None else stream(target, TARGET_STREAM)
+    pairs = zip(sources, targets, strict=False)  # `repeat` has no end
+    while update := tuple(itertools.islice(pairs, stage.iter_size)):
+        yield update
+
+
+def network_and_report(
+    config: Config, stage: Stage, classes: ClassTable, device: torch.device
+) -> tuple[SegmentationNetwork, Report]:
+    """The network with its initial weights, and where they came from."""
+    settings = config.model
+    network = build_network(
+        settings.name,
+        num_classes=classes.num_classes,
+        branches=settings.branches,
+        width=settings.width,
+        output_stride=settings.output_stride,
+        train_norm_affine=settings.train_norm_affine,
+    )
+    report = initial_weights(network, str(last_checkpoint(stage.restore_from)), download=settings.download)
+    return _place(network, device), report
+
+
+def trained_network(
+    restore_from: str, config: Config, classes: ClassTable, device: torch.device
+) -> tuple[SegmentationNetwork, Weights, Report]:
+    """The network that a weight file holds, whatever `[model]` says: a known format is recognised."""
+    weights = read_weights(last_checkpoint(restore_from))
+    architecture: Mapping[str, Any] = weights.architecture or infer_architecture(weights)
+    network = build_network(**architecture)
+    if network.num_classes != classes.num_classes:
+        raise WeightsError(
+            f"{weights.path} predicts {network.num_classes} classes, the class table has {classes.num_classes}; "
+            "use the configuration that it was trained with"
+        )
+    report = load_network(network, weights, purpose="full")
+    return _place(network, device).eval(), weights, report
+
+
+def last_checkpoint(restore_from: str) -> Path | str:
+    """A run folder means its last checkpoint, never the one selected on target labels."""
+    folder = Path(restore_from)
+    return folder / "last.pt" if folder.is_dir() else restore_from
+
+
+def normalizer(network: SegmentationNetwork) -> Normalize:
+    """The normalisation of the images that the network expects."""
+    return Normalize(**input_statistics(network.name))
+
+
+def build_method(network: SegmentationNetwork, classes: ClassTable, stage: Stage, device: torch.device) -> BAFFT:
+    """The method around a network. Raises ConfigError for alignment settings that do not exist."""
+    alignment = Alignment(
+        aim=stage.aim,
+        aim_weights=stage.aim_weights,
+        isia=stage.isia,
+        label_map=stage.label_map,
+        instances=stage.instances,
+        slots_stuff=stage.num_prototype,
+        slots_thing=10 * stage.num_prototype,
+    )
+    try:
+        method = BAFFT(
+            network=network,
+            discriminator=Discriminator(classes.num_classes),
+            stuff=classes.stuff,
+            things=classes.things,
+            alignment=alignment,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return method.to(device)
+
+
+def _place(network: SegmentationNetwork, device: torch.device) -> SegmentationNetwork:
+    """On the device, convolutions in channels_last: the fast layout on CUDA and CPU alike."""
+    network.to(device)
+    network.to(memory_format=torch.channels_last)
+    return network
+
+
+def _augment(stage: Stage) -> Augment:
+    return Augment(mirror=stage.random_mirror, scale=stage.random_scale)

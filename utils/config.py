@@ -1,0 +1,280 @@
+"""Settings: dataclasses filled from a TOML file and then from flags, strictly.
+
+A section of the TOML is a dataclass below; a flag is a path into them. An unknown key or flag is an error that names
+the nearest valid one. `[source]`, `[target]` and `[classes]` are kept as mappings: the data room knows their keys.
+Relative paths are relative to the folder the script is run from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tomli
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+STATISTICS = ("source", "target", "both")
+DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "gta5_to_cityscapes.toml"
+
+
+LEAVES: dict[Any, tuple[tuple[type, ...], str]] = {  # annotated type -> types accepted from TOML, and their name
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    bool: ((bool,), "true or false"),
+    str: ((str,), "text"),
+}
+
+
+class ConfigError(ValueError):
+    """A setting that does not exist or cannot be; one line that says what, where, and how to mend it."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What concerns every script. device: `auto` (CUDA if there is one), `cpu`, `cuda`, `cuda:1`. log_every: updates
+    between log lines. log_dir: where TensorBoard files go, empty for the run's own folder."""
+
+    seed: int = 1234
+    device: str = "auto"
+    precision: str = "fp32"
+    num_workers: int = 4
+    log_every: int = 10
+    tensorboard: bool = True
+    log_dir: str = ""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network. restore_from: `random`, `torchvision`, `timm` or a file, where stage 1 starts; download: allow
+    the two hubs to fetch what is not on disk."""
+
+    name: str = "resnet101"
+    branches: int = 2
+    width: int = 64
+    output_stride: int = 8
+    train_norm_affine: bool = False
+    restore_from: str = "torchvision"
+    download: bool = False
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Factor of each loss (spec 3.5); 0 switches the term off."""
+
+    seg: float = 1.0
+    adv: float = 0.0
+    stuff: float = 0.0
+    instances: float = 0.0
+    separation: float = 0.0
+    aggregation: float = 0.0
+    pseudo: float = 0.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training run. The rates fall as (1 - it/num_steps)^power; num_steps_stop 0: run all of num_steps.
+
+    restore_from: weights to start from, a file or a run folder; empty: `[model] restore_from`.
+    pseudo_labels: folder of pseudo labels for the target, empty for none.
+    statistics: the domain whose images move the batch-norm running statistics, `source`, `target` or `both`.
+    num_prototype: bank slots per stuff class, ten times as many per thing class.
+    split: the part of the target to train on.
+    """
+
+    snapshot_dir: str = ""
+    restore_from: str = ""
+    prefix: str = ""
+    num_steps: int = 250000
+    num_steps_stop: int = 0
+    save_pred_every: int = 5000
+    batch_size: int = 1
+    iter_size: int = 1
+    learning_rate: float = 2.5e-4
+    head_lr_factor: float = 10.0
+    learning_rate_d: float = 1e-4
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    power: float = 0.9
+    random_mirror: bool = False
+    random_scale: bool = False
+    statistics: str = "both"
+    split: str = "train"
+    pseudo_labels: str = ""
+    num_prototype: int = 50
+    instances: int = 10
+    aim: str = "none"
+    aim_weights: tuple[float, ...] = ()
+    isia: str = "none"
+    label_map: str = "prediction"
+    weights: Weights = field(default_factory=Weights)
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """restore_from: a file or run folder; save: output folder; size: (W, H) of the PNGs; split of the target."""
+
+    restore_from: str = ""
+    save: str = ""
+    size: tuple[int, int] = (1024, 512)
+    cap: float = 0.9
+    proportion: float = 0.5
+    split: str = "train"
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """restore_from: a file or run folder; save: output folder; split of the target."""
+
+    restore_from: str = ""
+    save: str = "result/cityscapes"
+    split: str = "val"
+    batch_size: int = 1
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a script was told. source and target hold the data room's keys and `size` = [W, H]."""
+
+    source: Mapping[str, Any]
+    target: Mapping[str, Any]
+    classes: str | Mapping[str, Any] = "cityscapes"
+    run: Run = field(default_factory=Run)
+    model: Model = field(default_factory=Model)
+    step1: Stage = field(default_factory=Stage)
+    pseudo_label: PseudoLabels = field(default_factory=PseudoLabels)
+    step2: Stage = field(default_factory=Stage)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict, ready for TOML."""
+        return dataclasses.asdict(self)
+
+
+def nearest(name: str, choices: Sequence[str]) -> str:
+    """` (did you mean X?)`, or nothing when nothing is close."""
+    found = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """A TOML file as a dict. Raises ConfigError naming the file when it is missing or not TOML."""
+    try:
+        return tomli.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"configuration {path} not found; the shipped ones are in {DEFAULT_CONFIG.parent}") from None
+    except (OSError, UnicodeDecodeError, tomli.TOMLDecodeError) as error:
+        raise ConfigError(f"configuration {path} is not readable TOML: {error}") from None
+
+
+def build_config(data: Mapping[str, Any], *, where: str) -> Config:
+    """A nested mapping as a checked `Config`; `where` names its origin in errors."""
+    data = dict(data)
+    for domain in ("source", "target"):
+        if not isinstance(data.get(domain), Mapping):
+            raise ConfigError(f"{where}: section [{domain}] is missing")
+        _check_size(data[domain].get("size"), f"{where}: [{domain}] size")
+    config: Config = _build(Config, data, where)
+    _check(config, where)
+    return config
+
+
+def override(data: dict[str, Any], path: str, value: Any) -> None:
+    """Set `data["a"]["b"]` for the path `a.b`, making sections on the way."""
+    *sections, key = path.split(".")
+    for section in sections:
+        data = data.setdefault(section, {})
+    data[key] = value
+
+
+def _build(kind: type, data: Mapping[str, Any], where: str) -> Any:
+    """A dataclass from a mapping; unknown keys and wrong types are errors."""
+    hints = typing.get_type_hints(kind)
+    for key in data:
+        if key not in hints:
+            raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, list(hints))}")
+    return kind(**{key: _convert(hints[key], value, f"{where}: {key}") for key, value in data.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the annotated type; int passes for float, lists for tuples, nothing else is bent."""
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} must be a section")
+        return _build(typing.cast(type, hint), value, where)
+    if typing.get_origin(hint) is tuple:
+        return _tuple(typing.get_args(hint), value, where)
+    accepted, spelled = LEAVES.get(hint, ((str, dict), "text or a section"))
+    if type(value) not in accepted:
+        raise ConfigError(f"{where} must be {spelled}, not {value!r}")
+    return hint(value) if hint in LEAVES else value
+
+
+def _tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    variadic = len(args) == 2 and args[1] is Ellipsis
+    if not isinstance(value, (list, tuple)) or not (variadic or len(value) == len(args)):
+        raise ConfigError(f"{where} must be a list of {'numbers' if variadic else len(args)}, not {value!r}")
+    return tuple(_convert(args[0], item, where) for item in value)
+
+
+def _check_size(size: Any, where: str) -> None:
+    good = isinstance(size, (list, tuple)) and len(size) == 2
+    if not good or not all(type(side) is int and side >= 32 for side in size):
+        raise ConfigError(f"{where} must be [width, height], two whole numbers of at least 32, not {size!r}")
+
+
+def _check(config: Config, where: str) -> None:
+    """Values that no type can rule out."""
+    _one_of(config.run.precision, PRECISIONS, f"{where}: [run] precision")
+    for name, stage in (("step1", config.step1), ("step2", config.step2)):
+        _one_of(stage.statistics, STATISTICS, f"{where}: [{name}] statistics")
+        for key in ("num_steps", "batch_size", "iter_size", "save_pred_every", "num_prototype", "instances"):
+            _at_least(getattr(stage, key), 1, f"{where}: [{name}] {key}")
+        for key in ("num_steps_stop", "learning_rate", "learning_rate_d", "weight_decay", "power", "head_lr_factor"):
+            _at_least(getattr(stage, key), 0, f"{where}: [{name}] {key}")
+        _at_least(stage.num_steps, stage.num_steps_stop, f"{where}: [{name}] num_steps (num_steps_stop)")
+    for key in ("cap", "proportion"):
+        value = getattr(config.pseudo_label, key)
+        if not 0 <= value <= 1:
+            raise ConfigError(f"{where}: [pseudo_label] {key} must lie in 0..1, not {value}")
+    _at_least(min(config.pseudo_label.size), 1, f"{where}: [pseudo_label] size")
+    _at_least(config.run.num_workers, 0, f"{where}: [run] num_workers")
+    _at_least(config.run.log_every, 1, f"{where}: [run] log_every")
+    _at_least(config.evaluate.batch_size, 1, f"{where}: [evaluate] batch_size")
+
+
+def _one_of(value: str, choices: Sequence[str], where: str) -> None:
+    if value not in choices:
+        raise ConfigError(f"{where} is {value!r}; choose one of {', '.join(choices)}{nearest(value, choices)}")
+
+
+def _at_least(value: float, least: float, where: str) -> None:
+    if not value >= least:
+        raise ConfigError(f"{where} must be at least {least}, not {value}")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that answers a mistake with one line, the nearest valid flag, and exit code 2."""
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **keywords)
+
+    def parse_args(  # type: ignore[override]  # argparse overloads it on the type of `namespace`
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> argparse.Namespace:
+        """As argparse's, but an unknown flag names the nearest valid one."""
+        known, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            name = unknown[0].split("=")[0]
+            self.error(f"unknown argument {name}{nearest(name, flags)}; --help lists them all")
+        return known
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ConfigError: the scripts have one way to say that the user is mistaken."""
+        raise ConfigError(message)

@@ -1,0 +1,59 @@
+"""Prediction as a stream: one pass of the network, whatever the consumer makes of it.
+
+Validation, PNG export and pseudo labels all read from `predict`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils.runtime import autocast
+
+
+class Prediction(NamedTuple):
+    """One image: its name, float32 logits (C, h, w) on the feature grid, and its label (H, W) at native size (255
+    throughout where the image has none; its size is the image's own)."""
+
+    name: str
+    logits: Tensor
+    label: Tensor
+
+
+@torch.no_grad()
+def predict(
+    network: nn.Module, loader: Iterable[Any], *, normalize: Callable[[Tensor], Tensor], precision: str = "fp32"
+) -> Iterator[Prediction]:
+    """Predict every image of a loader, in its order, in eval mode; the network's mode is restored after each batch."""
+    device = next(network.parameters()).device
+    for batch in loader:
+        images = normalize(batch.images.to(device, non_blocking=True))
+        images = images.contiguous(memory_format=torch.channels_last)
+        training = network.training
+        network.eval()
+        with autocast(device, precision):
+            logits = network(images).logits
+        network.train(training)
+        for name, scores, label in zip(batch.names, logits.float(), batch.labels, strict=True):
+            yield Prediction(name, scores, label)
+
+
+def upsample(scores: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear, align_corners=True (spec 1): (B, C, h, w) or (C, h, w) to `size` = (H, W)."""
+    batched = scores if scores.dim() == 4 else scores[None]
+    resized = F.interpolate(batched, size=list(size), mode="bilinear", align_corners=True)
+    return resized if scores.dim() == 4 else resized[0]
+
+
+def label_map(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Classes at full size: the *logits* upsampled, then argmax (spec 1); (C, h, w) -> (H, W) uint8."""
+    return upsample(logits, size).argmax(dim=0).to(torch.uint8)
+
+
+def probabilities(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Softmax at low resolution, then upsampled (spec 3.6): (C, h, w) -> (C, H, W)."""
+    return upsample(logits.softmax(dim=0), size)
