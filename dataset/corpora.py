@@ -76,7 +76,7 @@ class Corpus:
             image_suffix=table.text("image_suffix", ".png"),
             label_suffix=label_suffix,
             decoding=decoding,
-            lists={split: table.text(f"{split}_list", "") for split in SPLITS if f"{split}_list" in table},
+            lists={split: path for split in SPLITS if (path := table.text(f"{split}_list", ""))},  # empty: no list
             expected=_expected(table),
         )
 

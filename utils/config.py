@@ -162,10 +162,35 @@ def nearest(name: str, choices: Sequence[str]) -> str:
     return f" (did you mean {found[0]}?)" if found else ""
 
 
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """A TOML file as a dict. Raises ConfigError naming the file when it is missing or not TOML."""
+def read_config(path: str | Path, *, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A TOML file as a dict, laid over the one beside it that its key `extends` names.
+
+    Raises ConfigError naming the file when it is missing or not TOML, or when files extend each other in a circle.
+    """
+    path = Path(path)
+    if path.resolve() in below:
+        raise ConfigError(f"configuration {path} extends itself")
+    data = _read_toml(path)
+    base = data.pop("extends", None)
+    if base is None:
+        return data
+    if not isinstance(base, str):
+        raise ConfigError(f"configuration {path}: extends must be the name of a file, not {base!r}")
+    return _merge(read_config(path.parent / base, below=(*below, path.resolve())), data)
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid over `base`, section by section."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomli.loads(Path(path).read_text(encoding="utf-8"))
+        return tomli.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"configuration {path} not found; the shipped ones are in {DEFAULT_CONFIG.parent}") from None
     except (OSError, UnicodeDecodeError, tomli.TOMLDecodeError) as error:

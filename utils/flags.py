@@ -15,7 +15,7 @@ from typing import Any
 
 import tomli
 
-from utils.config import DEFAULT_CONFIG, Config, ConfigError, Parser, build_config, override, read_toml
+from utils.config import DEFAULT_CONFIG, Config, ConfigError, Parser, build_config, override, read_config
 
 
 def _size(text: str) -> list[int]:
@@ -111,7 +111,7 @@ def parse(
     if extend:
         extend(parser)
     arguments = parser.parse_args(argv)
-    data = read_toml(arguments.config)
+    data = read_config(arguments.config)
     if flags is PREDICTION and getattr(arguments, "data_list", None) is not None:
         split = arguments.flag_set or data.get(section, {}).get("split", "val" if section == "evaluate" else "train")
         override(data, f"target.{split}_list", arguments.data_list)

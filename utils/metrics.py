@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -114,6 +115,28 @@ def format_table(names: Sequence[str], iou: npt.NDArray[np.float64], subsets: Su
     lines += ["-" * (width + 8)]
     lines += [_table_line(name, value, width) for name, value in means]
     return "\n".join(lines)
+
+
+def format_columns(names: Sequence[str], columns: Mapping[str, Mapping[str, float | None]]) -> str:
+    """A table with one line per class and one column per result: title -> class name -> IoU in percent or None."""
+    arrays = {
+        title: np.array([math.nan if (value := iou[name]) is None else value for name in names], dtype=np.float64)
+        for title, iou in columns.items()
+    }
+    rows = [(name, [array[index] for array in arrays.values()]) for index, name in enumerate(names)]
+    means = ("mIoU", [mean_iou(array) for array in arrays.values()])
+    width = max(len(name) for name in (*names, "mIoU"))
+    cells = [max(len(title), 6) for title in arrays]
+
+    def line(name: str, values: Sequence[str]) -> str:
+        return "  ".join([f"{name:<{width}}", *(f"{v:>{w}}" for v, w in zip(values, cells, strict=True))])
+
+    def numbers(values: Sequence[float]) -> list[str]:
+        return ["-" if np.isnan(value) else f"{value:.2f}" for value in values]
+
+    head = line("class", list(arrays))
+    body = [line(name, numbers(values)) for name, values in rows]
+    return "\n".join([head, *body, "-" * len(head), line(means[0], numbers(means[1]))])
 
 
 def format_historical(names: Sequence[str], iou: npt.NDArray[np.float64]) -> str:

@@ -1,0 +1,39 @@
+# `make demo` and `make test` set everything up; nothing is installed outside .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint format freeze clean
+
+demo: .venv/runtime
+	$(BIN)/python -m benchmarks.demo
+
+test: .venv/dev
+	$(BIN)/python -m pytest
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy *.py model dataset utils benchmarks
+
+format: .venv/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+freeze: .venv/dev
+	$(BIN)/python --version | sed 's/^/# /' > requirements-tested.txt
+	$(BIN)/pip freeze --exclude-editable >> requirements-tested.txt
+
+clean:
+	rm -rf .venv runs/demo
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/runtime: .venv/bin/python requirements.txt
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --progress-bar on -r requirements.txt
+	touch $@
+
+.venv/dev: .venv/runtime requirements-dev.txt
+	$(BIN)/python -m pip install --progress-bar on -r requirements-dev.txt
+	touch $@

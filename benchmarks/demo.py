@@ -1,0 +1,183 @@
+"""`make demo`: the whole pipeline on the embedded benchmark, through the same scripts that run on real data.
+
+    python -m benchmarks.demo                        runs/demo, configs/streets.toml, seed 0
+    python -m benchmarks.demo --seed 1 --out runs/demo1
+
+Renders the data, trains source-only, the control, stage 1 and stage 2, and ends with a table, a picture and
+`summary.json`. What an earlier, interrupted demo finished in the same folder is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+
+from dataset.corpora import Sample
+from dataset.labels import ClassTable
+from utils import build
+from utils.config import Config, build_config, read_config
+from utils.log import say, write_json
+from utils.metrics import format_columns
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = ("source_only", "control", "step1", "step2")
+TITLES = {"source_only": "source-only", "control": "control", "step1": "stage 1", "step2": "stage 2"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """One demo: where it writes, which recipes it runs."""
+
+    out: Path
+    config: Path
+    seed: int
+    images: tuple[int, int, int, int]  # source train, source val, target train, target val
+
+    def run(self) -> dict[str, Any]:
+        """Everything from data to summary; returns the summary."""
+        began = time.monotonic()
+        config = build_config(read_config(self.config), where=str(self.config))
+        self.render(config)
+        both = config.step1.num_steps + config.step2.num_steps
+        self.train("source_only", "train_step1.py", recipe="_source_only")
+        after = ["--restore-from", self.folder("source_only")]
+        steps = ["--num-steps", str(both), "--save-pred-every", str(both)]
+        self.train("control", "train_step1.py", recipe="_control", flags=[*after, *steps])
+        self.train("step1", "train_step1.py", flags=after)
+        self.pseudo_labels()
+        labels = ["--ssl-target-dir", str(self.out / "pseudo_labels")]
+        self.train("step2", "train_step2.py", flags=["--restore-from", self.folder("step1"), *labels])
+        for name in ("source_only", "step2"):
+            self.predict(name)
+        return self.report(config, time.monotonic() - began)
+
+    def folder(self, name: str) -> str:
+        """The folder of one run."""
+        return str(self.out / name)
+
+    def render(self, config: Config) -> None:
+        """Draw the two domains, once."""
+        width, height = config.source["size"]
+        counts = zip(("--source", "--source-val", "--target", "--target-val"), map(str, self.images), strict=True)
+        flags = [flag for pair in counts for flag in pair]
+        size = ["--size", f"{width},{height}"]
+        self.call("-m", "dataset.streets", str(self.out / "data"), "--seed", str(self.seed), *flags, *size)
+
+    def train(self, name: str, script: str, *, recipe: str = "", flags: list[str] | None = None) -> None:
+        """One training run, unless its manifest says that it is done."""
+        folder = Path(self.folder(name))
+        if (folder / "manifest.json").exists():
+            say(f"{TITLES[name]}: finished earlier, kept; remove {folder} to run it again")
+            return
+        say(f"\n== {TITLES[name]} ==")
+        resume = ["--continue-train"] if (folder / "last.pt").exists() else []
+        self.call(str(ROOT / script), *self.common(recipe), "--snapshot-dir", str(folder), *(flags or []), *resume)
+
+    def pseudo_labels(self) -> None:
+        """Pseudo labels from stage 1's last checkpoint."""
+        folder = self.out / "pseudo_labels"
+        if (folder / "thresholds.json").exists():
+            return
+        say("\n== pseudo labels ==")
+        where = ["--restore-from", self.folder("step1"), "--save", str(folder)]
+        self.call(str(ROOT / "Generate_Pseudo_Label.py"), *self.common(prediction=True), *where)
+
+    def predict(self, name: str) -> None:
+        """PNGs of target val by one of the networks, scored from the PNGs."""
+        say(f"\n== evaluation: {TITLES[name]} ==")
+        folder = str(self.out / "predictions" / name)
+        where = ["--restore-from", self.folder(name), "--save", folder]
+        self.call(str(ROOT / "evaluate_cityscapes.py"), *self.common(prediction=True), *where)
+        truth = str(self.out / "data" / "Cityscapes" / "gtFine" / "val")
+        scores = str(self.out / "predictions" / f"{name}.json")
+        self.call(str(ROOT / "compute_iou.py"), truth, folder, "--config", str(self.config), "--json", scores)
+
+    def common(self, recipe: str = "", *, prediction: bool = False) -> list[str]:
+        """Flags of every script: recipe, seed, and this demo's data."""
+        path = self.config.with_name(f"{self.config.stem}{recipe}.toml")
+        target = str(self.out / "data" / "Cityscapes")
+        data = ["--data-dir", target]
+        if not prediction:
+            data = ["--data-dir", str(self.out / "data" / "gta5_deeplab"), "--data-dir-target", target]
+        return ["--config", str(path), "--random-seed", str(self.seed), *data]
+
+    def call(self, *command: str) -> None:
+        """Run a script as a user would; its output is the demo's. Stops the demo with the script's exit code."""
+        result = subprocess.run([sys.executable, *command], check=False, cwd=Path.cwd())
+        if result.returncode:
+            raise SystemExit(result.returncode)
+
+    def report(self, config: Config, seconds: float) -> dict[str, Any]:
+        """Table, picture, summary."""
+        classes = build.class_table(config)
+        results = {name: json.loads((self.out / name / "manifest.json").read_text()) for name in RUNS}
+        scores = {name: results[name]["result"]["last"] for name in RUNS}
+        say("\n" + format_columns(classes.names, {TITLES[name]: scores[name]["iou"] for name in RUNS}))
+        picture(self.out, config, classes).save(self.out / "adaptation.png")
+        summary = {
+            **{name: scores[name]["miou"] for name in RUNS},
+            "seconds": seconds,
+            "device": results["step2"]["device"],
+            "seed": self.seed,
+            "threads": torch.get_num_threads(),
+            "run_seconds": {name: results[name]["result"]["seconds"] for name in RUNS},
+        }
+        write_json(self.out / "summary.json", summary)
+        gain = summary["step2"] - summary["source_only"], summary["step2"] - summary["control"]
+        say(f"\nstage 2 is {gain[0]:+.1f} mIoU on source-only and {gain[1]:+.1f} on the control, after {seconds:.0f} s")
+        say(f"picture: {self.out / 'adaptation.png'}\nsummary: {self.out / 'summary.json'}")
+        return summary
+
+
+def picture(out: Path, config: Config, classes: ClassTable, *, rows: int = 4) -> Image.Image:
+    """Image, truth, source-only and adapted prediction, side by side, for a few target validation images."""
+    table = {**config.target, "root": str(out / "data" / "Cityscapes")}
+    table.pop("size")
+    data = build.Corpus.from_mapping(table, classes.num_classes, "[target]")
+    samples = data.samples("val", labelled=True)
+    chosen = samples[:: max(1, len(samples) // rows)][:rows]
+    grid = [panels(sample, data, out, classes) for sample in chosen]
+    width, height = grid[0][0].size
+    titles, margin, bar = ("image", "truth", "source-only", "adapted (stage 2)"), 4, 18
+    sheet = Image.new("RGB", (4 * width + 3 * margin, rows * (height + margin) + bar), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(titles):
+        draw.text((column * (width + margin) + 4, 3), title, fill="black")
+        for row, line in enumerate(grid):
+            sheet.paste(line[column], (column * (width + margin), bar + row * (height + margin)))
+    return sheet
+
+
+def panels(sample: Sample, data: Any, out: Path, classes: ClassTable) -> list[Image.Image]:
+    """The four pictures of one image. Truth that is ignored stays black."""
+    stem = Path(sample.name).stem
+    coloured = [out / "predictions" / name / f"{stem}_color.png" for name in ("source_only", "step2")]
+    truth = classes.colorize(data.decoding.decode(sample.label))
+    return [Image.open(sample.image).convert("RGB"), truth.convert("RGB")] + [
+        Image.open(path).convert("RGB") for path in coloured
+    ]
+
+
+def main() -> None:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "streets.toml")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--images", type=int, nargs=4, default=(400, 50, 400, 100), metavar="N")
+    arguments = parser.parse_args()
+    demo = Demo(out=arguments.out, config=arguments.config, seed=arguments.seed, images=tuple(arguments.images))
+    demo.run()
+
+
+if __name__ == "__main__":
+    main()

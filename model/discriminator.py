@@ -1,0 +1,38 @@
+"""The patch discriminator of output-space adversarial adaptation (Tsai et al., CVPR 2018; spec section 2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Discriminator(nn.Module):
+    """Five 4x4 convolutions of stride 2, LeakyReLU(0.2) between them, no norm; state dict as released."""
+
+    name = "discriminator"
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.conv1 = _halve(num_classes, 64)
+        self.conv2 = _halve(64, 128)
+        self.conv3 = _halve(128, 256)
+        self.conv4 = _halve(256, 512)
+        self.classifier = _halve(512, 1)
+
+    def forward(self, probabilities: Tensor) -> Tensor:
+        """Softmax output (B, C, H, W) -> one domain logit per patch (B, 1, H/32, W/32); H, W at least 32."""
+        x = probabilities
+        for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
+            x = F.leaky_relu(conv(x), 0.2, inplace=True)
+        return self.classifier(x)
+
+    def architecture(self) -> dict[str, Any]:
+        """Plain values that rebuild the discriminator (without its weights)."""
+        return {"name": self.name, "num_classes": self.num_classes}
+
+
+def _halve(channels: int, planes: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, planes, 4, stride=2, padding=1)

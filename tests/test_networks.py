@@ -1,0 +1,324 @@
+"""What the networks promise beside the golden numbers: shapes, what trains, statistics, settings, other backbones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from model.deeplab import Head, NetworkError, build_network, frozen_statistics, input_statistics
+from model.discriminator import Discriminator
+
+TINY = [
+    {"name": "resnet18", "width": 8},
+    {"name": "resnet50", "width": 8, "branches": 4, "num_classes": 5},
+    {"name": "resnet34", "width": 8, "output_stride": 16, "train_norm_affine": True},
+    {"name": "vgg16", "width": 4, "num_classes": 3},
+    {"name": "oracle_resnet101", "width": 4, "branches": 4},
+    {"name": "timm:mobilenetv3_small_050", "output_stride": 16},
+]
+tiny_networks = pytest.mark.parametrize("settings", TINY, ids=lambda settings: settings["name"])
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def images(height: int = 65, width: int = 97, batch: int = 2) -> torch.Tensor:
+    return 50 * torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+# -- shapes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "grid", "patches"),
+    [(720, 1280, (91, 161), (22, 40)), (512, 1024, (65, 129), (16, 32))],
+)
+def test_published_sizes(height, width, grid, patches):
+    with torch.device("meta"):
+        output = build_network("resnet101")(torch.empty(1, 3, height, width))
+        scores = Discriminator(19)(torch.empty(1, 19, height, width))
+    assert output.features.shape == (1, 2048, *grid)
+    assert output.logits.shape == (1, 19, *grid)
+    assert scores.shape == (1, 1, *patches)
+
+
+@tiny_networks
+def test_output_fits_the_settings(settings):
+    network = build_network(**settings)
+    features, logits = network(images())
+    assert features.shape[:2] == (2, network.feature_dim)
+    assert logits.shape == (2, settings.get("num_classes", 19), *features.shape[2:])
+    stride = settings.get("output_stride", 8)
+    assert abs(features.shape[2] - 65 / stride) <= 1
+    assert abs(features.shape[3] - 97 / stride) <= 1
+
+
+@given(height=st.integers(16, 70), width=st.integers(16, 70))
+@settings(max_examples=20, deadline=None)
+def test_grid_of_any_image_size_is_an_eighth_and_one(height, width):
+    with torch.device("meta"):
+        features = build_network("resnet18", width=8)(torch.empty(1, 3, height, width)).features
+
+    def grid(size: int) -> int:
+        stem = (size + 1) // 2  # 7x7, stride 2, padding 3
+        pooled = -(-(stem - 1) // 2) + 1  # 3x3, stride 2, padding 1, ceil mode
+        return (pooled + 1) // 2
+
+    assert features.shape[2:] == (grid(height), grid(width))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101"])
+def test_backbone_has_torchvisions_names_and_shapes(name):
+    """So that ImageNet files fit without a mapping."""
+    with torch.device("meta"):
+        theirs = getattr(torchvision.models, name)().state_dict()
+        ours = build_network(name).state_dict()
+    backbone = {key: value.shape for key, value in ours.items() if not key.startswith(("layer5.", "layer6."))}
+    assert backbone == {key: value.shape for key, value in theirs.items() if not key.startswith("fc.")}
+
+
+@pytest.mark.parametrize(
+    ("output_stride", "strides", "dilations"),
+    [(8, (1, 2, 1, 1), (1, 1, 2, 4)), (16, (1, 2, 2, 1), (1, 1, 1, 2))],
+)
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_stride_sits_on_a_blocks_first_convolution_and_dilation_on_its_3x3(name, output_stride, strides, dilations):
+    network = build_network(name, width=4, output_stride=output_stride)
+    for stage, stride, dilation in zip((1, 2, 3, 4), strides, dilations, strict=True):
+        for index, block in enumerate(network.get_submodule(f"layer{stage}").children()):
+            convs = [module for module in block.children() if isinstance(module, nn.Conv2d)]
+            assert [conv.stride[0] for conv in convs] == [stride if index == 0 else 1] + [1] * (len(convs) - 1)
+            assert all(conv.dilation[0] == dilation for conv in convs if conv.kernel_size == (3, 3))
+
+
+# -- head ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("branches", [2, 4])
+def test_head_sums_its_first_branches(branches):
+    head = Head(6, 5, branches=branches)
+    features = torch.randn(2, 6, 9, 40)
+    state = head.state_dict()
+    expected = torch.zeros(2, 5, 9, 40)
+    for index, dilation in zip(range(branches), (6, 12, 18, 24), strict=False):
+        weight, bias = (state[f"conv2d_list.{index}.{part}"] for part in ("weight", "bias"))
+        expected += F.conv2d(features, weight, bias, padding=dilation, dilation=dilation)
+    torch.testing.assert_close(head(features), expected)
+
+
+@tiny_networks
+def test_classify_is_the_head_on_a_1x1_map(settings):
+    network = build_network(**settings)
+    for parameter in network.head.parameters():
+        nn.init.normal_(parameter)
+    vectors = torch.randn(7, network.feature_dim)
+    expected = network.head(vectors[:, :, None, None])[:, :, 0, 0]
+    torch.testing.assert_close(network.classify(vectors), expected, rtol=1e-4, atol=1e-4)
+    assert network.classify(vectors[:0]).shape == (0, network.num_classes)
+
+
+# -- initial weights and what trains ---------------------------------------------------------------
+
+
+def test_initial_weights():
+    network = build_network("resnet50")
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d) and "conv2d_list" in name:
+            assert module.weight.std().item() == pytest.approx(0.01, rel=0.02)
+            assert module.bias is not None
+            assert not module.bias.any()
+        elif isinstance(module, nn.BatchNorm2d):
+            assert (module.weight == 1).all()
+            assert not module.bias.any()
+        elif isinstance(module, nn.Conv2d):
+            fan_out = module.out_channels * module.kernel_size[0] ** 2
+            assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
+
+
+@tiny_networks
+def test_each_trainable_parameter_is_in_one_group_and_gets_a_gradient(settings):
+    network = build_network(**settings).train()
+    backbone, head = network.parameter_groups()
+    ids = [id(parameter) for parameter in (*backbone, *head)]
+    assert len(ids) == len(set(ids))
+    assert set(ids) == {id(p) for p in network.parameters() if p.requires_grad}
+    assert len(head) == 2 * settings.get("branches", 2)
+    assert {id(p) for p in head} <= {id(p) for p in network.head.parameters()}
+    network(images()).logits.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in (*backbone, *head))
+
+
+@tiny_networks
+def test_norm_layers_train_only_when_asked(settings):
+    for trains in (False, True):
+        network = build_network(**{**settings, "train_norm_affine": trains})
+        norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        assert all(p.requires_grad is trains for norm in norms for p in norm.parameters())
+        assert norms or settings["name"] == "vgg16"
+
+
+def test_layer5_never_trains():
+    network = build_network("resnet18", width=4, train_norm_affine=True)
+    assert not any(parameter.requires_grad for parameter in network.get_submodule("layer5").parameters())
+
+
+# -- statistics ------------------------------------------------------------------------------------
+
+
+def buffers(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in network.named_buffers()}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "timm:mobilenetv3_small_050"])
+def test_frozen_statistics_leaves_them_alone_and_changes_no_output(name):
+    network = build_network(name, width=64 if name.startswith("timm") else 8).train()
+    network(images())
+    before = buffers(network)
+    with frozen_statistics(network), frozen_statistics(network):
+        inside = network(images()).logits
+    torch.testing.assert_close(buffers(network), before, rtol=0, atol=0)
+    outside = network(images()).logits
+    torch.testing.assert_close(inside, outside, rtol=0, atol=0)
+    moved = [name for name, value in buffers(network).items() if not torch.equal(value, before[name])]
+    assert any(name.endswith("running_mean") for name in moved)
+    assert any(name.endswith("num_batches_tracked") for name in moved)
+
+
+def test_frozen_statistics_are_still_used_in_eval_mode():
+    network = build_network("resnet18", width=8).train()
+    network(images())
+    network.eval()
+    outside = network(images()).logits
+    with frozen_statistics(network):
+        inside = network(images()).logits
+    torch.testing.assert_close(inside, outside, rtol=0, atol=0)
+
+
+def test_frozen_statistics_ends_with_an_error():
+    network = build_network("resnet18", width=4).train()
+
+    def fail_inside() -> None:
+        with frozen_statistics(network):
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_inside()
+    before = buffers(network)
+    network(images())
+    assert any(not torch.equal(value, before[name]) for name, value in buffers(network).items())
+
+
+# -- settings --------------------------------------------------------------------------------------
+
+
+@tiny_networks
+def test_architecture_rebuilds_the_network(settings):
+    network = build_network(**settings)
+    again = build_network(**network.architecture())
+    assert again.architecture() == network.architecture()
+    again.load_state_dict(network.state_dict(), strict=True)
+    network.eval()
+    again.eval()
+    torch.testing.assert_close(again(images()), network(images()), rtol=0, atol=0)
+    trains = [name for name, p in network.named_parameters() if p.requires_grad]
+    assert trains == [name for name, p in again.named_parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("DeepLab", "resnet101"),
+        ("DeeplabMulti", "resnet101"),
+        ("DeepLabV2", "resnet101"),
+        ("DeeplabVGG", "vgg16"),
+        ("VGG", "vgg16"),
+        ("Oracle", "oracle_resnet101"),
+        ("ResNet18", "resnet18"),
+    ],
+)
+def test_historical_names(alias, name):
+    with torch.device("meta"):
+        assert build_network(alias).name == name
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "resnet102"}, "did you mean 'resnet10?1'"),
+        ({"name": "resnet18", "branches": 3}, "branches must be 2 .* not 3"),
+        ({"name": "resnet18", "output_stride": 4}, "output_stride must be one of .* not 4"),
+        ({"name": "vgg16", "output_stride": 16}, "output_stride"),
+        ({"name": "resnet18", "width": 0}, "width"),
+        ({"name": "resnet18", "num_classes": 0}, "num_classes"),
+        ({"name": "timm:resnet18", "width": 24}, "own width"),
+        ({"name": "timm:efficientnet_lite00"}, "no model 'efficientnet_lite00': did you mean .*efficientnet_lite0"),
+        ({"name": "timm:vit_tiny_patch16_224"}, "cannot be a feature backbone at output stride 8"),
+        ({"name": "timm:vgg11"}, "cannot be a feature backbone at output stride 8"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_in_one_line(settings, message):
+    with pytest.raises(NetworkError, match=message) as refusal:
+        build_network(**settings)
+    assert "\n" not in str(refusal.value)
+
+
+def test_input_statistics():
+    assert input_statistics("DeepLab") == {
+        "order": "BGR",
+        "mean": (104.00698793, 116.66876762, 122.67891434),
+        "std": (1.0, 1.0, 1.0),
+    }
+    found = input_statistics("timm:tf_efficientnet_lite0")
+    assert found == {"order": "RGB", "mean": (127.5,) * 3, "std": (127.5,) * 3}
+    assert input_statistics("timm:resnet18")["mean"] == pytest.approx((123.675, 116.28, 103.53))
+    with pytest.raises(NetworkError, match="unknown network"):
+        input_statistics("alexnet")
+
+
+def test_channels_last_changes_nothing_but_speed():
+    network = build_network("resnet50", width=8).eval()
+    expected = network(images()).logits
+    network = network.to(memory_format=torch.channels_last)
+    found = network(images().contiguous(memory_format=torch.channels_last))
+    assert found.features.is_contiguous(memory_format=torch.channels_last)
+    assert (found.logits - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+# -- timm ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_timm_backbone_computes_timms_own_last_feature_map(output_stride):
+    network = build_network("timm:tf_efficientnet_lite0", output_stride=output_stride).eval()
+    model: Any = timm.create_model("tf_efficientnet_lite0", output_stride=output_stride).eval()
+    model.load_state_dict(network.get_submodule("backbone").state_dict(), strict=False)
+    features = network(images(64, 96)).features
+    assert features.shape == (2, 320, 64 // output_stride, 96 // output_stride)
+    expected = model.blocks(model.bn1(model.conv_stem(images(64, 96))))
+    torch.testing.assert_close(features, expected)
+
+
+# -- discriminator ---------------------------------------------------------------------------------
+
+
+def test_discriminator_is_five_convolutions_with_leaky_relus():
+    discriminator = Discriminator(4)
+    state = discriminator.state_dict()
+    x = torch.randn(2, 4, 64, 100).softmax(1)
+    expected = x
+    for name in ("conv1", "conv2", "conv3", "conv4", "classifier"):
+        if name != "conv1":
+            expected = torch.where(expected > 0, expected, 0.2 * expected)
+        expected = F.conv2d(expected, state[f"{name}.weight"], state[f"{name}.bias"], stride=2, padding=1)
+    torch.testing.assert_close(discriminator(x), expected)
+    assert discriminator.architecture() == {"name": "discriminator", "num_classes": 4}
