@@ -13,14 +13,16 @@ class Discriminator(nn.Module):
 
     name = "discriminator"
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, *, width: int = 64) -> None:
+        """width: channels of the first convolution, the others in proportion; 64 is the published network."""
         super().__init__()
         self.num_classes = num_classes
-        self.conv1 = _halve(num_classes, 64)
-        self.conv2 = _halve(64, 128)
-        self.conv3 = _halve(128, 256)
-        self.conv4 = _halve(256, 512)
-        self.classifier = _halve(512, 1)
+        self.width = width
+        self.conv1 = _halve(num_classes, width)
+        self.conv2 = _halve(width, 2 * width)
+        self.conv3 = _halve(2 * width, 4 * width)
+        self.conv4 = _halve(4 * width, 8 * width)
+        self.classifier = _halve(8 * width, 1)
 
     def forward(self, probabilities: Tensor) -> Tensor:
         """Softmax output (B, C, H, W) -> one domain logit per patch (B, 1, H/32, W/32); H, W at least 32."""
@@ -31,7 +33,7 @@ class Discriminator(nn.Module):
 
     def architecture(self) -> dict[str, Any]:
         """Plain values that rebuild the discriminator (without its weights)."""
-        return {"name": self.name, "num_classes": self.num_classes}
+        return {"name": self.name, "num_classes": self.num_classes, "width": self.width}
 
 
 def _halve(channels: int, planes: int) -> nn.Conv2d:

@@ -365,7 +365,8 @@ def _read_vgg(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _read_discriminator(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    return {"name": "discriminator", "num_classes": state["conv1.weight"].shape[1]}
+    width, num_classes = state["conv1.weight"].shape[:2]
+    return {"name": "discriminator", "num_classes": num_classes, "width": width}
 
 
 _READERS: dict[str, Callable[[Mapping[str, Tensor]], dict[str, Any] | None]] = {

@@ -321,4 +321,4 @@ def test_discriminator_is_five_convolutions_with_leaky_relus():
             expected = torch.where(expected > 0, expected, 0.2 * expected)
         expected = F.conv2d(expected, state[f"{name}.weight"], state[f"{name}.bias"], stride=2, padding=1)
     torch.testing.assert_close(discriminator(x), expected)
-    assert discriminator.architecture() == {"name": "discriminator", "num_classes": 4}
+    assert discriminator.architecture() == {"name": "discriminator", "num_classes": 4, "width": 64}

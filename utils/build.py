@@ -198,7 +198,9 @@ def normalizer(network: SegmentationNetwork) -> Normalize:
     return Normalize(**input_statistics(network.name))
 
 
-def build_method(network: SegmentationNetwork, classes: ClassTable, stage: Stage, device: torch.device) -> BAFFT:
+def build_method(
+    network: SegmentationNetwork, classes: ClassTable, config: Config, stage: Stage, device: torch.device
+) -> BAFFT:
     """The method around a network. Raises ConfigError for alignment settings that do not exist."""
     alignment = Alignment(
         aim=stage.aim,
@@ -212,7 +214,7 @@ def build_method(network: SegmentationNetwork, classes: ClassTable, stage: Stage
     try:
         method = BAFFT(
             network=network,
-            discriminator=Discriminator(classes.num_classes),
+            discriminator=Discriminator(classes.num_classes, width=config.model.discriminator_width),
             stuff=classes.stuff,
             things=classes.things,
             alignment=alignment,

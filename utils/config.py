@@ -51,12 +51,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Model:
-    """The network. restore_from: `random`, `torchvision`, `timm` or a file, where stage 1 starts; download: allow
+    """The networks; the widths scale every channel count, 64 is the published size. restore_from: `random`, `torchvision`, `timm` or a file, where stage 1 starts; download: allow
     the two hubs to fetch what is not on disk."""
 
     name: str = "resnet101"
     branches: int = 2
     width: int = 64
+    discriminator_width: int = 64
     output_stride: int = 8
     train_norm_affine: bool = False
     restore_from: str = "torchvision"

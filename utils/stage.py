@@ -51,7 +51,7 @@ def run_stage(config: Config, options: Options, section: str) -> dict[str, Any]:
     network, report = build.network_and_report(config, stage, classes, device)
     normalize = build.normalizer(network)
     recipe = Recipe(weights=weights, statistics=stage.statistics, precision=config.run.precision, normalize=normalize)
-    method = build.build_method(network, classes, stage, device)
+    method = build.build_method(network, classes, config, stage, device)
     state = TrainState.fresh(method, stage, device=device, precision=config.run.precision)
     run = TrainingRun(
         config=config,
