@@ -25,7 +25,7 @@ RELEASED_SCALE = 500 / 2048
 
 def similarity(left: Tensor, right: Tensor) -> Tensor:
     """`D` of the paper: cosine mapped to [0, 1]; (M, D), (N, D) -> (M, N). A zero vector has similarity 1/2."""
-    return (1 + F.normalize(left, dim=1) @ F.normalize(right, dim=1).T) / 2
+    return (1 + _unit(left) @ _unit(right).T) / 2
 
 
 def separation_released(
@@ -74,10 +74,15 @@ def separation(source: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 
     source (C, D), target (B, C, D), valid (B, C) bool. An image without a valid pair counts as 0.
     """
-    cosine = F.normalize(source, dim=1) @ F.normalize(target, dim=2).transpose(1, 2)  # (B, C source, C target)
+    cosine = _unit(source) @ _unit(target).transpose(1, 2)  # (B, C source, C target)
     pair = valid[:, :, None] & valid[:, None, :]
     pair = pair & ~torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
     return _masked_mean(((1 + cosine) / 2).flatten(1), pair.flatten(1)).mean()
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Vectors (..., D) scaled to length 1. A zero vector has no direction: it stays zero and passes no gradient."""
+    return F.normalize(vectors, dim=-1).masked_fill((vectors == 0).all(dim=-1, keepdim=True), 0.0)
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:

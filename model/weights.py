@@ -41,6 +41,8 @@ __all__ = [
 
 # Classifiers that initial weights may bring along, by their top-level name.
 HEAD_NAMES = frozenset({"layer5", "layer6", "classifier", "fc"})
+# Per RGB channel, of images in 0..1: what torchvision's classifiers were trained on.
+TORCHVISION_STD = (0.229, 0.224, 0.225)
 # Where downloads and hand-placed files lie; the working directory's folder first.
 PRETRAINED = (Path("pretrained"), Path(__file__).resolve().parents[1] / "pretrained")
 
@@ -104,6 +106,9 @@ def _choose_initial(
         if reason:
             notes.append(f"{head} not loaded: {reason}; it starts from random weights")
             expected, chosen = _without(expected, head), _without(chosen, head)
+    if weights.layout == "imagenet-resnet" and not network.name.startswith("timm:"):
+        chosen = {**chosen, "conv1.weight": _stem_for_bgr(chosen["conv1.weight"])}
+        notes.append("conv1 converted from torchvision's RGB of unit variance to BGR in 0..255")
     own = {name.split(".")[0] for name in network.state_dict()}
     for head in sorted({name.split(".")[0] for name in chosen} & HEAD_NAMES - own):
         notes.append(f"{head} of the file skipped: the network has none")
@@ -113,6 +118,13 @@ def _choose_initial(
         notes.append(f"the file's head summed {recorded} branches, the network sums {branches}")
     _require_match(network, weights, expected, chosen)
     return chosen
+
+
+def _stem_for_bgr(weight: Tensor) -> Tensor:
+    """torchvision's first convolution (N, 3, k, k), which reads (RGB/255 - mean)/std, for the released input, BGR minus
+    a mean that differs by less than one grey level: channels reversed, scale folded in, the same response."""
+    deviation = 255 * weight.new_tensor(TORCHVISION_STD)
+    return (weight / deviation[:, None, None]).flip(1)
 
 
 def _under(state: Mapping[str, Tensor], top: str) -> dict[str, Tensor]:
@@ -227,9 +239,7 @@ def initial_weights(network: SegmentationNetwork, choice: str, *, download: bool
     if choice == "random":
         return Report(("initial weights: random (backbone Kaiming, head N(0, 0.01))",))
     if choice == "torchvision":
-        report = load_network(network, read_weights(_find_torchvision(network, download)), purpose="initial")
-        note = "torchvision trained them on RGB images of unit variance; this network reads BGR in 0..255"
-        return Report((*report.lines, note))
+        return load_network(network, read_weights(_find_torchvision(network, download)), purpose="initial")
     path = _find_timm(network, download) if choice == "timm" else Path(choice)
     if choice != "timm" and not path.exists():
         raise WeightsError(f"{choice}: no such weights file (nor is it random, torchvision or timm)")

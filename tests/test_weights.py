@@ -162,7 +162,7 @@ def test_discriminator_twin(tmp_path):
     discriminator = Discriminator(7)
     weights = save(tmp_path / "GTA5_5000_D.pth", discriminator.state_dict())
     assert weights.layout == "discriminator"
-    assert infer_architecture(weights) == {"name": "discriminator", "num_classes": 7}
+    assert infer_architecture(weights) == {"name": "discriminator", "num_classes": 7, "width": 64}
     again = Discriminator(7)
     load_network(again, weights)
     assert_holds(again, discriminator.state_dict())
@@ -236,6 +236,27 @@ def test_released_init_file_gives_the_backbone(tmp_path, released):
     assert any("layer6 not loaded: the file has none" in line for line in report.lines)
 
 
+def backbone_for_bgr(theirs):
+    """What a network that reads BGR in 0..255 should hold of torchvision's tensors."""
+    stem = theirs["conv1.weight"]
+    deviation = 255 * torch.tensor([0.229, 0.224, 0.225])
+    channels = [stem[:, rgb] / deviation[rgb] for rgb in (2, 1, 0)]
+    return without(theirs, "fc.") | {"conv1.weight": torch.stack(channels, dim=1)}
+
+
+def test_torchvision_stem_responds_as_it_was_trained(tmp_path):
+    theirs = randomised(torchvision.models.resnet18().state_dict())
+    save(tmp_path / "imagenet.pth", theirs)
+    network = build_network("resnet18")
+    report = initial_weights(network, str(tmp_path / "imagenet.pth"))
+    assert any("BGR" in line for line in report.lines)
+    rgb = torch.rand(2, 3, 32, 32) * 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = torch.conv2d((rgb / 255 - mean[:, None, None]) / std[:, None, None], theirs["conv1.weight"])
+    ours = torch.conv2d((rgb - 255 * mean[:, None, None]).flip(1), network.conv1.weight)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_torchvision_layout_gives_the_backbone(tmp_path, name):
     theirs = randomised(getattr(torchvision.models, name)().state_dict())
@@ -244,7 +265,7 @@ def test_torchvision_layout_gives_the_backbone(tmp_path, name):
     assert infer_architecture(weights) == {"name": name, "width": 64}
     network = build_network(name, num_classes=3)
     report = initial_weights(network, str(tmp_path / "imagenet.pth"))
-    assert_holds(network, without(theirs, "fc."))
+    assert_holds(network, backbone_for_bgr(theirs))
     assert "fc of the file skipped: the network has none" in report.lines
     with pytest.raises(WeightsError, match="does not fit"):
         load_network(network, weights)
@@ -329,7 +350,7 @@ def test_torchvision_weights_on_disk_are_found(no_files, folder):
     torch.save(theirs, file)
     network = build_network("resnet18")
     report = initial_weights(network, "torchvision")
-    assert_holds(network, without(theirs, "fc."))
+    assert_holds(network, backbone_for_bgr(theirs))
     assert hashlib.sha256(file.read_bytes()).hexdigest()[:12] in report.lines[0]
     assert str(file) in report.lines[0]
 
@@ -344,7 +365,7 @@ def test_torchvision_download_is_checked_by_its_hash(no_files, monkeypatch):
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
     network = build_network("resnet18")
     initial_weights(network, "torchvision", download=True)
-    assert_holds(network, without(theirs, "fc."))
+    assert_holds(network, backbone_for_bgr(theirs))
 
 
 def test_a_missing_file_is_named():
