@@ -3,9 +3,9 @@
     python Generate_Pseudo_Label.py                                           from runs/gta5_to_cityscapes/step1
     python Generate_Pseudo_Label.py --restore-from snapshots/GTA5_200000.pth --save data/pseudo
 
-Per class the threshold is the median confidence, at most 0.9, so half of a class's pixels or more are kept. Memory
-stays flat: predictions wait on disk, confidences in one histogram per class. Writes one 8-bit PNG of train ids per
-image (255: no label), and `thresholds.json` with threshold and coverage per class. Next: train_step2.py.
+Per class the threshold is the median confidence, at most 0.9, so about half of a class's pixels or more are kept.
+Memory stays flat: predictions wait on disk, confidences in one histogram per class. Writes one 8-bit PNG of train ids
+per image (255: no label), and `thresholds.json` with threshold and coverage per class. Next: train_step2.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataset.corpora import pseudo_label_name
 from utils import build
 from utils.checkpoint import atomic_write
 from utils.config import Config
-from utils.flags import PREDICTION, Options, parse
+from utils.flags import PREDICTION, TRAINING, Options, next_command, parse
 from utils.inference import predict, probabilities
 from utils.log import progress, say, write_json
 from utils.pseudo_label import PseudoLabeler
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def generate(config: Config, options: Options) -> None:
     """Write the pseudo labels that the `[pseudo_label]` section describes."""
     settings, folder = config.pseudo_label, Path(config.pseudo_label.save)
-    classes = build.class_table(config, options.arguments.num_classes)
+    classes = build.class_table(config, options.arguments)
     loader = build.prediction_loader(config, settings.split, classes, labelled=False)
     device = pick_device(config.run.device)
     network, weights, report = build.trained_network(settings.restore_from, config, classes, device)
@@ -58,7 +58,9 @@ def generate(config: Config, options: Options) -> None:
     result = {"restore_from": str(weights.path), "sha256": weights.sha256, **thresholds.to_dict(classes.names)}
     for path in [str(folder / "thresholds.json"), *([options.json] if options.json else [])]:
         write_json(path, result)
-    say(f"{loader.num_images} pseudo labels in {folder}\nnext: python train_step2.py --config {options.config_path}")
+    say(f"{loader.num_images} pseudo labels in {folder}")
+    hands = {"step2.restore_from": settings.restore_from, "step2.pseudo_labels": settings.save}
+    say(f"next: {next_command(options, ['train_step2.py'], flags=TRAINING, section='step2', hands=hands)}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ test: .venv/dev
 lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy *.py model dataset utils benchmarks
+	$(BIN)/mypy *.py model dataset utils benchmarks tests
 
 format: .venv/dev
 	$(BIN)/ruff check --fix .

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the table; with --json write it, too."""
     config, options = parse(argv, description=__doc__, section="evaluate", flags=(), extend=_folders)
     arguments = options.arguments
-    classes = build.class_table(config, arguments.num_classes)
+    classes = build.class_table(config, arguments)
     confusion = score(
         Path(arguments.gt_dir),
         Path(arguments.pred_dir),

@@ -17,7 +17,7 @@ from PIL import Image
 from utils import build
 from utils.checkpoint import atomic_write
 from utils.config import Config
-from utils.flags import PREDICTION, Options, parse
+from utils.flags import PREDICTION, Options, next_command, parse
 from utils.inference import label_map, predict
 from utils.log import progress, say, write_json
 from utils.runtime import launch, pick_device
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def evaluate(config: Config, options: Options) -> None:
     """Write the predictions that the `[evaluate]` section describes."""
     settings, folder = config.evaluate, Path(config.evaluate.save)
-    classes = build.class_table(config, options.arguments.num_classes)
+    classes = build.class_table(config, options.arguments)
     loader = build.prediction_loader(config, settings.split, classes, labelled=False)
     device = pick_device(config.run.device)
     network, weights, report = build.trained_network(settings.restore_from, config, classes, device)
@@ -52,7 +52,8 @@ def evaluate(config: Config, options: Options) -> None:
         write_json(options.json, result | {"save": str(folder)})
     truth = build.corpus(config, "target", classes).label_folder(settings.split)
     say(f"{loader.num_images} predictions in {folder}")
-    say(f"next: python compute_iou.py {truth} {folder} --config {options.config_path}")
+    scoring = next_command(options, ["compute_iou.py", str(truth), str(folder)], flags=(), section="evaluate", hands={})
+    say(f"next: {scoring}")
 
 
 if __name__ == "__main__":

@@ -47,11 +47,9 @@ class Demo:
         began = time.monotonic()
         config = build_config(read_config(self.config), where=str(self.config))
         self.render(config)
-        both = config.step1.num_steps + config.step2.num_steps
         self.train("source_only", "train_step1.py", recipe="_source_only")
         after = ["--restore-from", self.folder("source_only")]
-        steps = ["--num-steps", str(both), "--save-pred-every", str(both)]
-        self.train("control", "train_step1.py", recipe="_control", flags=[*after, *steps])
+        self.train("control", "train_step1.py", recipe="_control", flags=after)
         self.train("step1", "train_step1.py", flags=after)
         self.pseudo_labels()
         labels = ["--ssl-target-dir", str(self.out / "pseudo_labels")]

@@ -88,9 +88,7 @@ def load_class_table(name_or_mapping: str | Mapping[str, Any], where: str = "[cl
 def _class_names(table: Table) -> tuple[str, ...]:
     names = table.texts("names")
     if not 1 <= len(names) <= MAX_CLASSES or len(set(names)) != len(names):
-        raise DataError(
-            f"{table.where}: names must hold 1 to {MAX_CLASSES} different names, found {list(names)}"
-        )
+        raise DataError(f"{table.where}: names must hold 1 to {MAX_CLASSES} different names, found {list(names)}")
     return names
 
 
@@ -99,9 +97,7 @@ def _palette(table: Table, num_classes: int) -> tuple[tuple[int, int, int], ...]
         # Entry 0 of the generated colours is black, which stands for ignored pixels.
         return tuple(_generated_colour(index + 1) for index in range(num_classes))
     rows = table.entries["palette"]
-    if not isinstance(rows, (list, tuple)) or not all(
-        is_integers(row, 0, 255) and len(row) == 3 for row in rows
-    ):
+    if not isinstance(rows, (list, tuple)) or not all(is_integers(row, 0, 255) and len(row) == 3 for row in rows):
         raise table.wrong("palette", "a list of [red, green, blue] within 0..255")
     if len(rows) != num_classes:
         raise DataError(f"{table.where}: palette has {len(rows)} colours for {num_classes} classes")
@@ -125,8 +121,7 @@ def _subsets(table: Table, num_classes: int) -> dict[str, tuple[int, ...]]:
     for name, ids in table.mapping("subsets").items():
         if not ids or not is_integers(ids, 0, num_classes - 1) or len(set(ids)) != len(ids):
             raise DataError(
-                f"{table.where}: subsets.{name} must list different classes within 0..{num_classes - 1},"
-                f" found {ids!r}"
+                f"{table.where}: subsets.{name} must list different classes within 0..{num_classes - 1}, found {ids!r}"
             )
         subsets[name] = tuple(ids)
     return subsets
@@ -171,9 +166,7 @@ class LabelDecoding:
             raise DataError(f"decode must be one of {', '.join(self.KINDS)}, found {self.kind!r}")
         least = 2 if self.kind == "threshold" else 1
         if not least <= self.num_classes <= MAX_CLASSES:
-            raise DataError(
-                f"decode = {self.kind!r} gives {least} to {MAX_CLASSES} classes, not {self.num_classes}"
-            )
+            raise DataError(f"decode = {self.kind!r} gives {least} to {MAX_CLASSES} classes, not {self.num_classes}")
         if self.kind != "threshold":
             self._check_ids()
 

@@ -81,6 +81,11 @@ class BatchLoader(DataLoader[Any]):
     dataset: _Reporting
 
     @property
+    def images(self) -> SegmentationDataset:
+        """The data set that the batches come from."""
+        return self.dataset.dataset
+
+    @property
     def num_images(self) -> int:
         """How many images the data set has."""
         return len(self.dataset)

@@ -95,9 +95,7 @@ def read_image(path: Path) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # 16-bit grey
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise DataError(
-            f"{path}: 32-bit pixels (mode {image.mode}) have no known range; convert the file to 8 bits"
-        )
+        raise DataError(f"{path}: 32-bit pixels (mode {image.mode}) have no known range; convert the file to 8 bits")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # straight to RGB would warn
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -119,7 +119,5 @@ def _constants(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """mean and std as (3,1,1) on the device, made once: a fresh copy every step would wait for the device."""
-    shaped = [
-        torch.tensor(values, dtype=torch.float32, device=device)[:, None, None] for values in (mean, std)
-    ]
+    shaped = [torch.tensor(values, dtype=torch.float32, device=device)[:, None, None] for values in (mean, std)]
     return shaped[0], shaped[1]

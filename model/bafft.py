@@ -210,7 +210,7 @@ class BAFFT(nn.Module):
 
     def _isia(self, target: TargetRegions) -> dict[str, Tensor]:
         regions, vectors = target.regions, target.vectors
-        nothing = vectors.sum() * 0.0
+        nothing = vectors[:0].sum()  # 0, with a zero gradient even where a feature overflowed
         if self.alignment.isia == "none":
             return {"separation": nothing, "aggregation": nothing}
         if self.alignment.isia == "released":

@@ -42,7 +42,7 @@ LAYOUTS = {
     "vgg16": "VGG-16 weights",
     "discriminator": "discriminator weights",
     "timm-network": "segmentation weights on a timm backbone",
-    "unknown": "unrecognised layout",
+    "unknown": "tensors under names of their own",
 }
 
 

@@ -66,9 +66,7 @@ def test_flat_layouts(tmp_path: Path, name: str, image: str, label: str, count: 
     touch(tmp_path, image, label)
     corpus = Corpus.from_mapping({"corpus": name, "root": tmp_path}, 19)
     assert corpus.name == name
-    assert corpus.samples("train", labelled=True) == [
-        Sample(Path(image).name, tmp_path / image, tmp_path / label)
-    ]
+    assert corpus.samples("train", labelled=True) == [Sample(Path(image).name, tmp_path / image, tmp_path / label)]
     assert dict(corpus.expected) == {"train": count}
     assert corpus.count_note("train", count) is None
     assert f"published corpus has {count}" in str(corpus.count_note("train", 1))
@@ -122,9 +120,7 @@ def test_missing_and_empty_folders(tmp_path: Path, root: Path) -> None:
 
 def test_missing_label_names_the_file_and_the_number(root: Path) -> None:
     (root / "labels/a/one.png").unlink()
-    with pytest.raises(
-        DataError, match=r"labels/a/one\.png: 1 of 3 labels are missing, first that of a/one\.png"
-    ):
+    with pytest.raises(DataError, match=r"labels/a/one\.png: 1 of 3 labels are missing, first that of a/one\.png"):
         own(root).samples("train", labelled=True)
     assert len(own(root).samples("train", labelled=False)) == 3
 
@@ -183,9 +179,7 @@ def test_entry_of_another_suffix_is_refused(root: Path) -> None:
         with_list(root, "x.jpg\n").samples("train", labelled=False)
 
 
-def test_list_is_found_here_then_below_root(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_list_is_found_here_then_below_root(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = with_list(root, "a/one.png\n")
     here = tmp_path / "elsewhere"
     here.mkdir()
@@ -263,9 +257,7 @@ def test_pseudo_labels_are_paired_from_a_flat_folder(root: Path, tmp_path: Path)
     folder = tmp_path / "pseudo"
     folder.mkdir()
     Image.fromarray(np.array([[0, 4, 255]], dtype=np.uint8)).save(folder / "one.png")
-    with pytest.raises(
-        DataError, match=r"three\.png: 2 of 3 pseudo labels are missing, .*Generate_Pseudo_Label\.py"
-    ):
+    with pytest.raises(DataError, match=r"three\.png: 2 of 3 pseudo labels are missing, .*Generate_Pseudo_Label\.py"):
         with_pseudo_labels(samples, folder)
     touch(folder, "two.png", "three.png")
     paired = with_pseudo_labels(samples, str(folder))
@@ -275,5 +267,5 @@ def test_pseudo_labels_are_paired_from_a_flat_folder(root: Path, tmp_path: Path)
 
 def test_images_that_share_a_pseudo_label_are_refused(tmp_path: Path) -> None:
     samples = [Sample("a/x.png", Path("a")), Sample("b/x.jpg", Path("b"))]
-    with pytest.raises(DataError, match=r"a/x\.png and b/x\.jpg share the pseudo label x\.png"):
+    with pytest.raises(DataError, match=r"a/x\.png and b/x\.jpg share the prediction x\.png"):
         with_pseudo_labels(samples, tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import islice
+from typing import cast
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from model.bafft import BAFFT, Alignment
-from model.deeplab import SegOutput
+from model.deeplab import SegmentationNetwork, SegOutput
 from tests.golden_files import load_arrays, load_inputs
 
 STUFF = (0, 1, 2, 3, 4, 8, 9, 10)
@@ -55,7 +56,7 @@ def world(request):
     case = {name.split("_", 1)[1]: GOLDEN[name] for name in GOLDEN if name.startswith(request.param + "_")}
     seed, h, w, slots, steps = (int(case[name]) for name in SETTINGS)
     stream = inputs.losses_case(seed, h, w, steps)
-    network = PooledClassifier(*next(stream))
+    network = cast(SegmentationNetwork, PooledClassifier(*next(stream)))
     alignment = Alignment(slots_stuff=slots, slots_thing=10 * slots)
     method = BAFFT(network=network, discriminator=nn.Identity(), stuff=STUFF, things=THINGS, alignment=alignment)
     for features, label, prediction in islice(stream, steps):

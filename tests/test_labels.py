@@ -222,9 +222,7 @@ def test_train_id_decoding_is_the_identity_within_the_classes(tmp_path: Path) ->
 
 
 @given(st.data())
-def test_decoding_agrees_with_a_dictionary(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
+def test_decoding_agrees_with_a_dictionary(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     ids = data.draw(st.dictionaries(st.integers(0, 255), st.integers(0, 6), min_size=1, max_size=9))
     ignore = data.draw(st.sets(st.integers(0, 255).filter(lambda value: value not in ids), max_size=5))
     decoding = LabelDecoding(kind="index", num_classes=7, ids=ids, ignore=tuple(ignore))

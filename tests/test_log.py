@@ -102,9 +102,7 @@ def test_tensorboard_in_a_folder_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_fresh_process_opens_tensorboard_without_a_warning(tmp_path: Path) -> None:
-    code = (
-        f"from utils.log import RunLog\nwith RunLog({str(tmp_path)!r}) as run: run.scalars(1, {{'x': 1.0}})"
-    )
+    code = f"from utils.log import RunLog\nwith RunLog({str(tmp_path)!r}) as run: run.scalars(1, {{'x': 1.0}})"
     root = Path(log.__file__).parents[1]
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], cwd=root, capture_output=True, text=True, check=False

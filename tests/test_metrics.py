@@ -32,9 +32,7 @@ def naive_iou(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> li
 
 ids = st.sampled_from([0, 1, 2, 3, 255])
 images = hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=5).flatmap(
-    lambda shape: st.tuples(
-        hnp.arrays(np.uint8, shape, elements=ids), hnp.arrays(np.uint8, shape, elements=ids)
-    )
+    lambda shape: st.tuples(hnp.arrays(np.uint8, shape, elements=ids), hnp.arrays(np.uint8, shape, elements=ids))
 )
 
 

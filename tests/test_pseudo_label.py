@@ -73,9 +73,7 @@ def test_thresholds_and_kept_pixels_equal_the_exact_ones(
     assert histogram.kept(tau).tolist() == np.bincount(labels[kept], minlength=C).tolist()
 
 
-@pytest.mark.parametrize(
-    ("count", "index"), [(1, 0), (2, 1), (3, 2), (4, 2), (5, 2), (6, 3), (7, 4), (9, 4), (11, 6)]
-)
+@pytest.mark.parametrize(("count", "index"), [(1, 0), (2, 1), (3, 2), (4, 2), (5, 2), (6, 3), (7, 4), (9, 4), (11, 6)])
 def test_the_index_is_half_of_the_count_rounded_half_to_even(count: int, index: int) -> None:
     values = np.arange(count) / 20
     histogram = histogram_of([(np.zeros(count, int), np.random.default_rng(0).permutation(values))])

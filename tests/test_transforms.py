@@ -52,9 +52,7 @@ def augmented(augment: Augment, image: Image.Image, label: np.ndarray, size: tup
 
 
 @given(SIZES, SIZES)
-def test_resize_gives_the_size_and_keeps_the_set_of_labels(
-    size: tuple[int, int], wanted: tuple[int, int]
-) -> None:
+def test_resize_gives_the_size_and_keeps_the_set_of_labels(size: tuple[int, int], wanted: tuple[int, int]) -> None:
     image, label = coded(*size)
     resized, resized_label = resize(image, label, wanted)
     assert resized.size == wanted
@@ -72,9 +70,7 @@ def test_resize_of_the_image_is_pillows_antialiased_bicubic() -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
     resized, none = resize(image, None, (20, 15))
     assert none is None
-    np.testing.assert_array_equal(
-        np.asarray(resized), np.asarray(image.resize((20, 15), Image.Resampling.BICUBIC))
-    )
+    np.testing.assert_array_equal(np.asarray(resized), np.asarray(image.resize((20, 15), Image.Resampling.BICUBIC)))
     stripes = Image.fromarray(np.tile(np.array([0, 255], dtype=np.uint8), (64, 32)))
     small = np.asarray(resize(stripes.convert("RGB"), None, (16, 16))[0]).astype(int)
     assert np.abs(small - 127).max() < 40  # without antialiasing this would be 0 or 255
@@ -191,9 +187,7 @@ def test_normalize_default_is_bgr_minus_the_mean() -> None:
 
 def test_normalize_rgb_with_std_agrees_with_torchvision() -> None:
     mean, std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-    images = torch.randint(
-        0, 256, (2, 3, 6, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    images = torch.randint(0, 256, (2, 3, 6, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected = normalize(images / 255, [m / 255 for m in mean], [s / 255 for s in std])
     torch.testing.assert_close(Normalize(order="RGB", mean=mean, std=std)(images), expected)
 
@@ -209,9 +203,7 @@ def test_bad_normalisation_is_refused(change: dict) -> None:
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
 
-@pytest.mark.parametrize(
-    "name", ["grey.png", "grey.tif", "palette.png", "clear.png", "rgba.png", "rgba.tif", "la.png"]
-)
+@pytest.mark.parametrize("name", ["grey.png", "grey.tif", "palette.png", "clear.png", "rgba.png", "rgba.tif", "la.png"])
 def test_any_mode_becomes_rgb(tmp_path: Path, name: str) -> None:
     image = Image.fromarray(RAMP)
     if name.startswith("rgba"):
@@ -332,6 +324,4 @@ def test_wrong_use_is_refused(samples: list[Sample]) -> None:
     with pytest.raises(ValueError, match="need a decoding"):
         SegmentationDataset(samples, decoding=None, size=None)
     with pytest.raises(ValueError, match="augment must be None"):
-        SegmentationDataset(
-            samples, decoding=train_id_decoding(12), size=None, augment=Augment(), native_labels=True
-        )
+        SegmentationDataset(samples, decoding=train_id_decoding(12), size=None, augment=Augment(), native_labels=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import model.timm_backbone
 import model.weights
-from model.deeplab import SegmentationNetwork, build_network
+from model.deeplab import DeepLab, SegmentationNetwork, build_network
 from model.discriminator import Discriminator
 from model.weights import (
     Weights,
@@ -250,6 +250,7 @@ def test_torchvision_stem_responds_as_it_was_trained(tmp_path):
     network = build_network("resnet18")
     report = initial_weights(network, str(tmp_path / "imagenet.pth"))
     assert any("BGR" in line for line in report.lines)
+    assert isinstance(network, DeepLab)
     rgb = torch.rand(2, 3, 32, 32) * 255
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     expected = torch.conv2d((rgb / 255 - mean[:, None, None]) / std[:, None, None], theirs["conv1.weight"])

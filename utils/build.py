@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import torch
 
 from dataset.corpora import Corpus, DataError, Sample, flat_names, with_pseudo_labels
-from dataset.labels import ClassTable, LabelDecoding, load_class_table, train_id_decoding
+from dataset.labels import IGNORE, ClassTable, LabelDecoding, load_class_table, train_id_decoding
 from dataset.loading import BatchLoader, eval_loader, train_loader
 from dataset.segmentation import SegmentationDataset
 from dataset.transforms import Augment, Normalize
@@ -31,21 +33,45 @@ from utils.config import Config, ConfigError, Stage
 from utils.engine import Pair
 from utils.log import LogError, say
 
-MISTAKES = (ConfigError, DataError, WeightsError, NetworkError, CheckpointError, LogError)
+MISTAKES = (
+    *(ConfigError, DataError, WeightsError, NetworkError, CheckpointError, LogError),
+    *(FileExistsError, NotADirectoryError, PermissionError),  # output where there is or may be no folder
+)
 """What a user can get wrong: one clear line and exit code 2."""
 
 SOURCE_STREAM, TARGET_STREAM = 0, 1
 
 
-def class_table(config: Config, num_classes: int | None = None) -> ClassTable:
-    """The configuration's class table, checked against the `--num-classes` flag where given."""
+def class_table(config: Config, arguments: argparse.Namespace | None = None) -> ClassTable:
+    """The configuration's class table, checked against the flags `--num-classes` and `--devkit_dir` where given."""
     classes = load_class_table(config.classes)
-    if num_classes not in (None, classes.num_classes):
+    if arguments is None:
+        return classes
+    if arguments.num_classes not in (None, classes.num_classes):
         raise ConfigError(
-            f"--num-classes {num_classes}: the class table has {classes.num_classes} classes; describe yours under "
-            "[classes] in a configuration"
+            f"--num-classes {arguments.num_classes}: the class table has {classes.num_classes} classes; describe "
+            "yours under [classes] in a configuration"
         )
+    if arguments.devkit_dir is not None:
+        _check_devkit(Path(arguments.devkit_dir) / "info.json", corpus(config, "target", classes).decoding)
     return classes
+
+
+def _check_devkit(path: Path, decoding: LabelDecoding) -> None:
+    """Raise ConfigError unless the historical `info.json` maps raw ids as `[target]` does (255: ignored)."""
+    try:
+        train_ids = {int(raw): int(train) for raw, train in json.loads(path.read_bytes())["label2train"]}
+    except OSError as error:
+        raise ConfigError(f"--devkit_dir: {path} cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError, KeyError):
+        raise ConfigError(f"--devkit_dir: {path} is not JSON with a list label2train of [raw id, train id]") from None
+    ours = {raw: int(train) if train < decoding.num_classes else IGNORE for raw, train in enumerate(decoding.lookup)}
+    for raw, train in train_ids.items():
+        if ours.get(raw, IGNORE) != train:
+            raise ConfigError(
+                f"--devkit_dir: {path} makes id {raw} class {train}, the configuration {ours.get(raw, IGNORE)}; "
+                "set ids and ignore under [target]"
+            )
 
 
 def corpus(config: Config, domain: str, classes: ClassTable) -> Corpus:
@@ -100,6 +126,14 @@ def target_dataset(config: Config, stage: Stage, classes: ClassTable) -> Segment
     )
 
 
+def probe_labels(dataset: SegmentationDataset, *, count: int = 8) -> None:
+    """Decode a few labels, evenly spread, so that a wrong id table is refused before training starts."""
+    step = max(1, len(dataset) // count)
+    for sample in dataset.samples[::step]:
+        if sample.label is not None and dataset.decoding is not None:
+            dataset.decoding.decode(sample.label)
+
+
 def wants_pseudo_labels(stage: Stage) -> bool:
     """Whether anything in the stage reads pseudo labels."""
     return stage.weights.pseudo != 0 or stage.label_map == "merged"
@@ -132,7 +166,6 @@ def training_pairs(
     config: Config, stage: Stage, source: SegmentationDataset, target: SegmentationDataset | None, *, start: int
 ) -> Iterator[Sequence[Pair]]:
     """The batches of every update from number `start` on: `iter_size` pairs of a source and a target batch."""
-    last = stage.num_steps_stop or stage.num_steps
     images = stage.iter_size * stage.batch_size  # per update and domain
     workers = config.run.num_workers
 
@@ -143,7 +176,7 @@ def training_pairs(
             seed=config.run.seed,
             stream=number,
             start=start * images,
-            stop=last * images,
+            stop=stage.last_step * images,
             num_workers=workers,
         )
 
@@ -155,9 +188,9 @@ def training_pairs(
 
 
 def network_and_report(
-    config: Config, stage: Stage, classes: ClassTable, device: torch.device
+    config: Config, restore_from: str, classes: ClassTable, device: torch.device
 ) -> tuple[SegmentationNetwork, Report]:
-    """The network with its initial weights, and where they came from."""
+    """The network of `[model]` with its initial weights, and where they came from."""
     settings = config.model
     network = build_network(
         settings.name,
@@ -167,7 +200,7 @@ def network_and_report(
         output_stride=settings.output_stride,
         train_norm_affine=settings.train_norm_affine,
     )
-    report = initial_weights(network, str(last_checkpoint(stage.restore_from)), download=settings.download)
+    report = initial_weights(network, str(last_checkpoint(restore_from)), download=settings.download)
     return _place(network, device), report
 
 
@@ -176,7 +209,8 @@ def trained_network(
 ) -> tuple[SegmentationNetwork, Weights, Report]:
     """The network that a weight file holds, whatever `[model]` says: a known format is recognised."""
     weights = read_weights(last_checkpoint(restore_from))
-    architecture: Mapping[str, Any] = weights.architecture or infer_architecture(weights)
+    # A file without a record of its branches is read with the configuration's.
+    architecture: Mapping[str, Any] = {"branches": config.model.branches} | infer_architecture(weights)
     network = build_network(**architecture)
     if network.num_classes != classes.num_classes:
         raise WeightsError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,21 @@ import tomli
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 STATISTICS = ("source", "target", "both")
+OPTIMIZERS = ("sgd", "adamw")
+# The modes of the method, as model/aim.py, model/isia.py and model/bafft.py know them; a test compares.
+AIM = ("none", "fixed", "adaptive", "released")
+ISIA = ("none", "paper", "released")
+LABEL_MAPS = ("prediction", "merged")
+MAX_SEED = 2**63 - 1  # torch's
+NOT_NEGATIVE = (  # settings of a stage
+    "num_steps_stop",
+    "learning_rate",
+    "head_lr_factor",
+    "learning_rate_d",
+    "momentum",
+    "weight_decay",
+    "power",
+)
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "gta5_to_cityscapes.toml"
 
 
@@ -51,8 +67,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Model:
-    """The networks; the widths scale every channel count, 64 is the published size. restore_from: `random`, `torchvision`, `timm` or a file, where stage 1 starts; download: allow
-    the two hubs to fetch what is not on disk."""
+    """The networks; the widths scale every channel count, 64 is the published size. restore_from: `random`,
+    `torchvision`, `timm` or a file, where stage 1 starts; download: allow the two hubs to fetch what is not on disk."""
 
     name: str = "resnet101"
     branches: int = 2
@@ -96,6 +112,7 @@ class Stage:
     save_pred_every: int = 5000
     batch_size: int = 1
     iter_size: int = 1
+    optimizer: str = "sgd"
     learning_rate: float = 2.5e-4
     head_lr_factor: float = 10.0
     learning_rate_d: float = 1e-4
@@ -115,6 +132,15 @@ class Stage:
     label_map: str = "prediction"
     weights: Weights = field(default_factory=Weights)
 
+    @property
+    def last_step(self) -> int:
+        """The update after which the run ends."""
+        return self.num_steps_stop or self.num_steps
+
+    def saves_after(self, step: int) -> bool:
+        """Whether a snapshot follows update number `step`."""
+        return step % self.save_pred_every == 0 or step == self.last_step
+
 
 @dataclass(frozen=True)
 class PseudoLabels:
@@ -133,7 +159,7 @@ class Evaluate:
     """restore_from: a file or run folder; save: output folder; split of the target."""
 
     restore_from: str = ""
-    save: str = "result/cityscapes"
+    save: str = ""
     split: str = "val"
     batch_size: int = 1
 
@@ -181,10 +207,10 @@ def read_config(path: str | Path, *, below: tuple[Path, ...] = ()) -> dict[str, 
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid over `base`, section by section."""
+    """`over` laid over `base`, section by section. A map of label ids is one value: it replaces the other."""
     merged = dict(base)
     for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        both = key != "ids" and isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _merge(merged[key], value) if both else value
     return merged
 
@@ -211,10 +237,12 @@ def build_config(data: Mapping[str, Any], *, where: str) -> Config:
 
 
 def override(data: dict[str, Any], path: str, value: Any) -> None:
-    """Set `data["a"]["b"]` for the path `a.b`, making sections on the way."""
+    """Set `data["a"]["b"]` for the path `a.b`, making sections on the way; ConfigError where one is no section."""
     *sections, key = path.split(".")
     for section in sections:
         data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"{path} cannot be set: {section} is {data!r}, not a section")
     data[key] = value
 
 
@@ -238,7 +266,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     accepted, spelled = LEAVES.get(hint, ((str, dict), "text or a section"))
     if type(value) not in accepted:
         raise ConfigError(f"{where} must be {spelled}, not {value!r}")
-    return hint(value) if hint in LEAVES else value
+    try:
+        return hint(value) if hint in LEAVES else value
+    except OverflowError:  # a whole number that no float can hold
+        raise ConfigError(f"{where} is a number too large") from None
 
 
 def _tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
@@ -258,20 +289,38 @@ def _check(config: Config, where: str) -> None:
     """Values that no type can rule out."""
     _one_of(config.run.precision, PRECISIONS, f"{where}: [run] precision")
     for name, stage in (("step1", config.step1), ("step2", config.step2)):
-        _one_of(stage.statistics, STATISTICS, f"{where}: [{name}] statistics")
-        for key in ("num_steps", "batch_size", "iter_size", "save_pred_every", "num_prototype", "instances"):
-            _at_least(getattr(stage, key), 1, f"{where}: [{name}] {key}")
-        for key in ("num_steps_stop", "learning_rate", "learning_rate_d", "weight_decay", "power", "head_lr_factor"):
-            _at_least(getattr(stage, key), 0, f"{where}: [{name}] {key}")
-        _at_least(stage.num_steps, stage.num_steps_stop, f"{where}: [{name}] num_steps (num_steps_stop)")
+        _check_stage(stage, f"{where}: [{name}]")
     for key in ("cap", "proportion"):
         value = getattr(config.pseudo_label, key)
         if not 0 <= value <= 1:
             raise ConfigError(f"{where}: [pseudo_label] {key} must lie in 0..1, not {value}")
     _at_least(min(config.pseudo_label.size), 1, f"{where}: [pseudo_label] size")
+    if not 0 <= config.run.seed <= MAX_SEED:
+        raise ConfigError(f"{where}: [run] seed must lie in 0..{MAX_SEED}, not {config.run.seed}")
     _at_least(config.run.num_workers, 0, f"{where}: [run] num_workers")
     _at_least(config.run.log_every, 1, f"{where}: [run] log_every")
     _at_least(config.evaluate.batch_size, 1, f"{where}: [evaluate] batch_size")
+
+
+def _check_stage(stage: Stage, where: str) -> None:
+    _one_of(stage.statistics, STATISTICS, f"{where} statistics")
+    _one_of(stage.optimizer, OPTIMIZERS, f"{where} optimizer")
+    _one_of(stage.aim, AIM, f"{where} aim")
+    _one_of(stage.isia, ISIA, f"{where} isia")
+    _one_of(stage.label_map, LABEL_MAPS, f"{where} label_map")
+    for key in ("num_steps", "batch_size", "iter_size", "save_pred_every", "num_prototype", "instances"):
+        _at_least(getattr(stage, key), 1, f"{where} {key}")
+    for key in NOT_NEGATIVE:
+        _at_least(getattr(stage, key), 0, f"{where} {key}")
+    _at_least(stage.num_steps, stage.num_steps_stop, f"{where} num_steps (num_steps_stop)")
+    for term, modes in (("separation", ("paper", "released")), ("aggregation", ("paper",))):
+        if getattr(stage.weights, term) and stage.isia not in modes:
+            raise ConfigError(
+                f"{where} weights.{term} needs isia = {' or '.join(map(repr, modes))}, not {stage.isia!r}"
+            )
+    for term, weight in dataclasses.asdict(stage.weights).items():
+        if not math.isfinite(weight):
+            raise ConfigError(f"{where} weights.{term} must be a finite number, not {weight}")
 
 
 def _one_of(value: str, choices: Sequence[str], where: str) -> None:

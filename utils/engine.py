@@ -1,7 +1,7 @@
 """The engine: one update, and the loop around it.
 
 It knows neither corpora nor prototypes. Stage 1, stage 2, source-only, adversarial-only and SIM are the same loop with
-other weights: a term of weight 0 is not computed.
+other weights: a term of the target whose weight is 0 is not computed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.bafft import BAFFT, TARGET_LOSSES, needs_alignment
-from model.deeplab import SegOutput, frozen_statistics
+from model.deeplab import SegmentationNetwork, SegOutput, frozen_statistics
 from model.regions import IGNORE
 from utils.checkpoint import require_keys, restore_rng, rng_state
 from utils.config import Stage
@@ -44,17 +44,10 @@ class TrainState:
 
     @classmethod
     def fresh(cls, method: BAFFT, stage: Stage, *, device: torch.device, precision: str) -> TrainState:
-        """State before the first update: SGD for the network (head at its own rate), Adam for the discriminator."""
-        backbone, head = method.network.parameter_groups()
-        groups = [{"params": backbone, "factor": 1.0}, {"params": head, "factor": stage.head_lr_factor}]
+        """State before the first update; Adam for the discriminator (spec 1)."""
         return cls(
             method=method,
-            optimizer=torch.optim.SGD(
-                [group for group in groups if group["params"]],
-                lr=stage.learning_rate,
-                momentum=stage.momentum,
-                weight_decay=stage.weight_decay,
-            ),
+            optimizer=network_optimizer(method.network, stage),
             optimizer_d=torch.optim.Adam(
                 method.discriminator.parameters(), lr=stage.learning_rate_d, betas=(0.9, 0.99)
             ),
@@ -83,11 +76,31 @@ class TrainState:
         self.method.network.load_state_dict(state["network"])
         self.method.discriminator.load_state_dict(state["discriminator"])
         self.method.load_memory(state["memory"])
+        if _group_keys(state["optimizer"]) != _group_keys(self.optimizer.state_dict()):  # torch would not notice
+            raise ValueError("it was trained with another optimizer")
         self.optimizer.load_state_dict(state["optimizer"])
         self.optimizer_d.load_state_dict(state["optimizer_d"])
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]
         restore_rng(state["rng"])
+
+
+def _group_keys(optimizer: Mapping[str, Any]) -> list[set[str]]:
+    """The settings that an optimizer's state holds per group: what tells one optimizer from another."""
+    return [set(group) for group in optimizer["param_groups"]]
+
+
+def network_optimizer(network: SegmentationNetwork, stage: Stage) -> torch.optim.Optimizer:
+    """SGD with momentum as released, or AdamW, which gets a network from scratch off the ground in fewer updates.
+
+    Two groups, every trainable parameter once: the backbone, and the head at `head_lr_factor` times its rate.
+    """
+    backbone, head = network.parameter_groups()
+    groups = [{"params": backbone, "factor": 1.0}, {"params": head, "factor": stage.head_lr_factor}]
+    groups = [group for group in groups if group["params"]]
+    if stage.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=stage.learning_rate, weight_decay=stage.weight_decay)
+    return torch.optim.SGD(groups, lr=stage.learning_rate, momentum=stage.momentum, weight_decay=stage.weight_decay)
 
 
 @dataclass(frozen=True)
@@ -113,20 +126,26 @@ def train_step(state: TrainState, recipe: Recipe, batches: Sequence[Pair]) -> Lo
     """One update from `iter_size` pairs of source and target batches (spec 1, "one training iteration").
 
     Cross-entropies are normalised by the labelled pixels of all pairs together and the other terms averaged over the
-    pairs, so accumulating n batches of m images weighs every image as one batch of n * m would.
-    Returns every computed loss, unweighted and detached.
+    pairs, so accumulating n batches of m images weighs every image as one batch of n * m would. (Batch norm and AIM's
+    adaptive weights still see one pair at a time.) Returns every computed loss, unweighted and detached.
     """
-    pixels = [_labelled_pixels(side) for side in zip(*batches, strict=True)]
+    source_pixels, target_pixels = (_labelled_pixels(side) for side in zip(*batches, strict=True))
+    share = 1 / len(batches)
     total: Losses = {}
     state.optimizer.zero_grad(set_to_none=True)
     state.optimizer_d.zero_grad(set_to_none=True)
     for source, target in batches:
-        parts = _accumulate(state, recipe, source, target, pixels=pixels, share=1 / len(batches))
-        for name, loss in parts.items():
+        losses, source_log = _source_part(state, recipe, source, pixels=source_pixels, share=share)
+        if target is not None:
+            target_losses, target_log = _target_part(state, recipe, target, pixels=target_pixels, share=share)
+            losses |= target_losses
+            if "adv" in recipe.active:
+                losses |= _discriminator_part(state, recipe, source_log, target_log, share=share)
+        for name, loss in losses.items():
             total[name] = total.get(name, 0.0) + loss.detach()
-    optimizers = [state.optimizer, *([state.optimizer_d] if "adv" in recipe.active else [])]
-    for optimizer in optimizers:
-        state.scaler.step(optimizer)
+    state.scaler.step(state.optimizer)
+    if "adv" in recipe.active:
+        state.scaler.step(state.optimizer_d)
     state.scaler.update()
     return total
 
@@ -137,43 +156,46 @@ def _labelled_pixels(batches: Iterable[Any]) -> Tensor:
     return torch.stack(counts).sum() if counts else torch.tensor(0)
 
 
-def _accumulate(
-    state: TrainState, recipe: Recipe, source: Any, target: Any, *, pixels: Sequence[Tensor], share: float
-) -> Losses:
-    """Forward and backward of one pair of batches: source, target, discriminator. Gradients add up."""
-    method = state.method
-
-    source_output, source_log, labels = _forward(method, recipe, source, moves=("source", "both"))
-    losses = {"seg": method.segmentation_loss(source_log, labels, pixels=pixels[0])}
+def _source_part(
+    state: TrainState, recipe: Recipe, batch: Any, *, pixels: Tensor, share: float
+) -> tuple[Losses, Tensor]:
+    """Source forward, fill the banks, cross-entropy, backward; returns losses and log probabilities (B, C, H, W)."""
+    output, log_probabilities, labels = _forward(state.method, recipe, batch, moves=("source", "both"))
+    losses = {"seg": state.method.segmentation_loss(log_probabilities, labels, pixels=pixels)}
     if needs_alignment(recipe.active):
-        losses["accepted"] = share * method.observe_source(source_output, labels)
+        losses["accepted"] = share * state.method.observe_source(output, labels)
     _backward(state, recipe, losses)
-    if target is None:
-        return losses
+    return losses, log_probabilities.detach()
 
-    aligned = bool(recipe.active & set(TARGET_LOSSES))
-    with contextlib.nullcontext() if aligned else torch.no_grad():  # else only the statistics are wanted
-        target_output, target_log, pseudo = _forward(method, recipe, target, moves=("target", "both"))
-    target_losses: Losses = {}
-    if needs_alignment(recipe.active):
-        regions = method.describe_target(target_output, pseudo)
+
+def _target_part(
+    state: TrainState, recipe: Recipe, batch: Any, *, pixels: Tensor, share: float
+) -> tuple[Losses, Tensor]:
+    """Target forward, matching, adversary and pseudo labels, backward; returns losses and log probabilities."""
+    method, active = state.method, recipe.active
+    with torch.set_grad_enabled(bool(active & set(TARGET_LOSSES))):  # without a loss only the statistics are wanted
+        output, log_probabilities, pseudo = _forward(method, recipe, batch, moves=("target", "both"))
+    losses: Losses = {}
+    if needs_alignment(active):
+        regions = method.describe_target(output, pseudo)
         method.observe_target(regions)
         computed = method.alignment_losses(regions)
-        target_losses |= {name: share * computed[name] for name in computed if name in recipe.active}
-    if "pseudo" in recipe.active:
-        target_losses["pseudo"] = method.segmentation_loss(target_log, pseudo, pixels=pixels[1])
-    if "adv" in recipe.active:
-        probabilities = target_log.exp()
+        losses |= {name: share * loss for name, loss in computed.items() if name in active}
+    if "pseudo" in active:
+        losses["pseudo"] = method.segmentation_loss(log_probabilities, pseudo, pixels=pixels)
+    if "adv" in active:
         with frozen(method.discriminator), _autocast(state, recipe):
-            target_losses["adv"] = share * method.adversarial_loss(probabilities)
-    _backward(state, recipe, target_losses)
-    losses |= target_losses
+            losses["adv"] = share * method.adversarial_loss(log_probabilities.exp())
+    _backward(state, recipe, losses)
+    return losses, log_probabilities.detach()
 
-    if "adv" in recipe.active:
-        with _autocast(state, recipe):
-            fooled = method.discriminator_losses(source_log.detach().exp(), probabilities.detach())
-        losses |= {name: share * loss for name, loss in fooled.items()}
-        state.scaler.scale(share * (fooled["D_source"] + fooled["D_target"])).backward()
+
+def _discriminator_part(state: TrainState, recipe: Recipe, source: Tensor, target: Tensor, *, share: float) -> Losses:
+    """Discriminator on the detached log probabilities (B, C, H, W) of source and target, backward."""
+    with _autocast(state, recipe):
+        losses = state.method.discriminator_losses(source.exp(), target.exp())
+    losses = {name: share * loss for name, loss in losses.items()}
+    state.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
     return losses
 
 
@@ -233,22 +255,21 @@ def fit(
     stage: Stage,
     batches: Iterable[Sequence[Pair]],
     *,
-    on_update: Callable[[Losses, float], str],
+    on_update: Callable[[Sequence[Pair], Losses, float], str],
     on_snapshot: Callable[[], None],
 ) -> None:
     """Train from `state.step` to the stage's last step: the main loop of both stages.
 
-    batches: one element per update. on_update gets the losses and the learning rate of every update and returns what
+    batches: one element per update. on_update gets every update's batches, losses and learning rate and returns what
     the progress bar shows; on_snapshot is called every `save_pred_every` updates and after the last.
     """
-    last = stage.num_steps_stop or stage.num_steps
     state.method.train()
-    with progress(total=last, initial=state.step, description=stage.snapshot_dir) as bar:
+    with progress(total=stage.last_step, initial=state.step, description=stage.snapshot_dir) as bar:
         for batch in batches:
             rate = set_learning_rates(state, stage)
             losses = train_step(state, recipe, batch)
             state.step += 1
-            bar.set_postfix_str(on_update(losses, rate), refresh=False)
+            bar.set_postfix_str(on_update(batch, losses, rate), refresh=False)
             bar.update()
-            if state.step % stage.save_pred_every == 0 or state.step == last:
+            if stage.saves_after(state.step):
                 on_snapshot()

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Sequence
+import json
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,18 +85,24 @@ SWITCHES = {  # on/off flags of the training scripts
     "--random-mirror": "{section}.random_mirror",
     "--random-scale": "{section}.random_scale",
 }
+METAVARS: dict[Any, str] = {int: "N", float: "X", _size: "W,H"}
+SHARED_SECTIONS = ("source", "target", "classes", "model", "run")  # what every script of a pipeline must agree on
 WITHOUT_EFFECT = ("--target", "--is-training", "--not-restore-last", "--save-num-images")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What only the command line says. notes: lines for the user about flags; name: the configuration's."""
+    """What only the command line says. notes: lines for the user about flags; name: the configuration's.
+
+    changes: path -> value of every setting that the command line changed, for the command that comes next.
+    """
 
     name: str
     config_path: str
     continue_train: bool
     json: str
     notes: tuple[str, ...]
+    changes: Mapping[str, Any]
     arguments: argparse.Namespace
 
 
@@ -112,19 +120,13 @@ def parse(
         extend(parser)
     arguments = parser.parse_args(argv)
     data = read_config(arguments.config)
-    if flags is PREDICTION and getattr(arguments, "data_list", None) is not None:
-        split = arguments.flag_set or data.get(section, {}).get("split", "val" if section == "evaluate" else "train")
+    changes = _changes(arguments, flags, section)
+    for path, value in changes.items():
+        override(data, path, value)
+    if getattr(arguments, "data_list", None) is not None:
+        split = getattr(build_config(data, where=str(arguments.config)), section).split
+        changes[f"target.{split}_list"] = arguments.data_list
         override(data, f"target.{split}_list", arguments.data_list)
-    for flag in flags:
-        value = getattr(arguments, _destination(flag.name))
-        if value is not None:
-            override(data, flag.path.format(section=section), value)
-    for name, path in SWITCHES.items():
-        if getattr(arguments, _destination(name), None) is not None:
-            override(data, path.format(section=section), getattr(arguments, _destination(name)))
-    _device_and_board(data, arguments)
-    for assignment in arguments.override:
-        _assign(data, assignment)
     name = Path(arguments.config).stem
     config = hand_over(build_config(data, where=str(arguments.config)), name)
     _check_ignore_label(arguments)
@@ -134,9 +136,36 @@ def parse(
         continue_train=getattr(arguments, "continue_train", False),
         json=arguments.json,
         notes=_notes(arguments),
+        changes=changes,
         arguments=arguments,
     )
     return config, options
+
+
+def next_command(
+    options: Options, script: Sequence[str], *, flags: Sequence[Flag], section: str, hands: Mapping[str, str]
+) -> str:
+    """The command that continues the pipeline: same configuration, same data, and what this script wrote.
+
+    script: its file and positional arguments; flags, section: those of the next script; hands: path -> value of what
+    it should read, left out where the next script finds it by itself.
+    """
+    shared = {path: value for path, value in options.changes.items() if path.split(".")[0] in SHARED_SECTIONS}
+    defaults = hand_over(build_config(read_config(options.config_path), where=options.config_path), options.name)
+    handed = {path: value for path, value in hands.items() if _lookup(defaults, path) != value}
+    spelled = {flag.path.format(section=section): flag for flag in flags}
+    words = ["python", *script, "--config", options.config_path]
+    for path, value in {**shared, **handed}.items():
+        if path in spelled:
+            words += [spelled[path].name, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+        else:
+            words += ["--override", f"{path}={json.dumps(value)}"]
+    return shlex.join(words)
+
+
+def _lookup(config: Config, path: str) -> Any:
+    section, key = path.split(".")
+    return getattr(getattr(config, section), key)
 
 
 def hand_over(config: Config, name: str) -> Config:
@@ -165,7 +194,11 @@ def hand_over(config: Config, name: str) -> Config:
         prefix=config.step2.prefix or prefix,
         pseudo_labels=config.step2.pseudo_labels or pseudo.save,
     )
-    evaluate = dataclasses.replace(config.evaluate, restore_from=config.evaluate.restore_from or step2.snapshot_dir)
+    evaluate = dataclasses.replace(
+        config.evaluate,
+        restore_from=config.evaluate.restore_from or step2.snapshot_dir,
+        save=config.evaluate.save or str(runs / "predictions"),
+    )
     return dataclasses.replace(config, step1=step1, pseudo_label=pseudo, step2=step2, evaluate=evaluate)
 
 
@@ -179,9 +212,10 @@ def _parser(description: str, section: str, flags: Sequence[Flag]) -> Parser:
     parser.add_argument("--download", action="store_true", help="allow torchvision's or timm's hub to fetch weights")
     parser.add_argument("--num-classes", type=int, help="checked against the class table")
     parser.add_argument("--ignore-label", type=int, help="checked: always 255")
-    parser.add_argument("--devkit_dir", help="folder with info.json, the class table to use")
+    parser.add_argument("--devkit_dir", help="its info.json is checked against [target] ids")
     for flag in flags:
-        parser.add_argument(flag.name, dest=_destination(flag.name), type=flag.type, help=flag.help)
+        kind = METAVARS.get(flag.type, "TEXT")
+        parser.add_argument(flag.name, dest=_destination(flag.name), type=flag.type, metavar=kind, help=flag.help)
     if flags is TRAINING:
         parser.add_argument("--continue-train", action="store_true", help="go on from last.pt of the run folder")
         parser.add_argument("--tensorboard", action=argparse.BooleanOptionalAction, default=None)
@@ -198,30 +232,35 @@ def _destination(flag: str) -> str:
     return "flag_" + flag.lstrip("-").replace("-", "_")
 
 
-def _device_and_board(data: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """Flags that are not simply a value for a key."""
+def _changes(arguments: argparse.Namespace, flags: Sequence[Flag], section: str) -> dict[str, Any]:
+    """Path -> value of every setting that the flags change; `--override` has the last word."""
+    paths = {flag.name: flag.path for flag in flags} | SWITCHES
+    given = {path: getattr(arguments, _destination(name), None) for name, path in paths.items()}
+    given["run.device"] = _device(arguments)
+    given["run.tensorboard"] = getattr(arguments, "tensorboard", None)
+    given["model.download"] = arguments.download or None
+    changes = {path.format(section=section): value for path, value in given.items() if value is not None}
+    return changes | dict(map(_assignment, arguments.override))
+
+
+def _device(arguments: argparse.Namespace) -> str | None:
+    """The device that `--cpu` or `--gpu` name."""
     if arguments.cpu and arguments.gpu is not None:
         raise ConfigError("--cpu and --gpu exclude each other")
-    if arguments.cpu:
-        override(data, "run.device", "cpu")
-    if arguments.gpu is not None:
-        override(data, "run.device", f"cuda:{arguments.gpu}")
-    if arguments.download:
-        override(data, "model.download", True)
-    if getattr(arguments, "tensorboard", None) is not None:
-        override(data, "run.tensorboard", arguments.tensorboard)
+    if (arguments.gpu or 0) < 0:
+        raise ConfigError(f"--gpu {arguments.gpu}: devices are counted from 0; --cpu runs without one")
+    return "cpu" if arguments.cpu else None if arguments.gpu is None else f"cuda:{arguments.gpu}"
 
 
-def _assign(data: dict[str, Any], assignment: str) -> None:
-    """Apply `KEY=VALUE`; the value is TOML, and text where it is not."""
-    key, separator, text = assignment.partition("=")
+def _assignment(text: str) -> tuple[str, Any]:
+    """Path and value of `KEY=VALUE`; the value is TOML, and text where it is not."""
+    key, separator, value = text.partition("=")
     if not separator or not key.strip():
-        raise ConfigError(f"--override {assignment!r} is not of the form section.key=value")
+        raise ConfigError(f"--override {text!r} is not of the form section.key=value")
     try:
-        value = tomli.loads(f"value = {text}")["value"]
+        return key.strip(), tomli.loads(f"value = {value}")["value"]
     except tomli.TOMLDecodeError:
-        value = text
-    override(data, key.strip(), value)
+        return key.strip(), value
 
 
 def _check_ignore_label(arguments: argparse.Namespace) -> None:

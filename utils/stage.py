@@ -6,8 +6,10 @@ A stage is data: the two differ in weights, modes and where the target's labels 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,17 +21,21 @@ import torch
 from dataset.corpora import DataError
 from dataset.labels import ClassTable
 from dataset.loading import BatchLoader
+from dataset.segmentation import SegmentationDataset
 from dataset.transforms import Normalize
 from model.weights import Report, write_weights
 from utils import build
 from utils.checkpoint import CheckpointError, atomic_write, load_state, save_state
 from utils.config import Config, ConfigError, Stage
-from utils.engine import Losses, Recipe, TrainState, fit
-from utils.flags import Options
+from utils.engine import Losses, Pair, Recipe, TrainState, fit
+from utils.flags import PREDICTION, Options, next_command
 from utils.inference import label_map, predict
 from utils.log import RunLog, say, write_json, write_manifest
 from utils.metrics import ConfusionMatrix, format_table
 from utils.runtime import peak_memory_mb, pick_device, seed_everything
+
+# The script that comes after a stage, and its section of the configuration.
+NEXT = {"step1": ("Generate_Pseudo_Label.py", "pseudo_label"), "step2": ("evaluate_cityscapes.py", "evaluate")}
 
 
 def run_stage(config: Config, options: Options, section: str) -> dict[str, Any]:
@@ -37,18 +43,25 @@ def run_stage(config: Config, options: Options, section: str) -> dict[str, Any]:
     stage: Stage = getattr(config, section)
     for note in options.notes:
         say(f"note: {note}")
+    if f"{section}.pseudo_labels" in options.changes and not build.wants_pseudo_labels(stage):
+        say("note: --ssl-target-dir has no effect here: nothing in the stage reads pseudo labels")
     _check_folder(stage, options)
     device = pick_device(config.run.device)
 
-    classes = build.class_table(config, options.arguments.num_classes)
+    classes = build.class_table(config, options.arguments)
     weights = dataclasses.asdict(stage.weights)
     source = build.source_dataset(config, stage, classes)
     needs_target = Recipe.needs_target(weights, stage.statistics)
     target = build.target_dataset(config, stage, classes) if needs_target else None
     validation = build.validation_loader(config, classes)
+    for dataset in (source, target, validation and validation.images):
+        if dataset:
+            build.probe_labels(dataset)
 
     seed_everything(config.run.seed)
-    network, report = build.network_and_report(config, stage, classes, device)
+    # A run that goes on brings its own weights; those it once started from may be gone.
+    restore_from = "random" if options.continue_train else stage.restore_from
+    network, report = build.network_and_report(config, restore_from, classes, device)
     normalize = build.normalizer(network)
     recipe = Recipe(weights=weights, statistics=stage.statistics, precision=config.run.precision, normalize=normalize)
     method = build.build_method(network, classes, config, stage, device)
@@ -81,7 +94,7 @@ def run_stage(config: Config, options: Options, section: str) -> dict[str, Any]:
     summary = run.finish()
     if options.json:
         write_json(options.json, summary)
-    _say_next(section, options, config)
+    say(f"next: {_next(section, options, stage)}")
     return summary
 
 
@@ -134,7 +147,9 @@ class TrainingRun:
         """Say what starts, and write down everything that was decided."""
         for line in report.lines:
             say(line)
-        say(f"source: {self.inputs['source']}\ntarget: {self.inputs['target']}\nrun folder: {self.folder}")
+        for domain in ("source", "target"):
+            say(f"{domain}: {_summary(self.inputs[domain])}")
+        say(f"run folder: {self.folder}")
         with atomic_write(self.folder / "config.toml") as temporary:
             temporary.write_bytes(tomli_w.dumps(self.config.to_dict()).encode())
 
@@ -150,21 +165,24 @@ class TrainingRun:
                 f"{self.folder / 'config.toml'}, or start in another --snapshot-dir"
             ) from None
         self.scores = saved["meta"].get("scores", {})
+        self.inputs["weights"] = saved["meta"]["initial_weights"]
         for change in _changes(saved["meta"]["config"], self.config.to_dict()):
             say(f"note: differs from the interrupted run: {change}")
         say(f"continuing {self.folder} after {self.state.step} updates")
 
-    def update(self, losses: Losses, rate: float) -> str:
-        """Log an update now and then; stop at a loss that is no number."""
-        if self.state.step % self.config.run.log_every:
+    def update(self, batches: Sequence[Pair], losses: Losses, rate: float) -> str:
+        """Log an update now and then; stop at a loss that is no number, in any case before it is saved."""
+        logged = self.state.step % self.config.run.log_every == 0
+        if not (logged or self.stage.saves_after(self.state.step)):
             return ""
         values = {f"loss/{name}": value for name, value in _to_floats(losses).items()}
         broken = [name for name, value in values.items() if not math.isfinite(value)]
         if broken:
-            raise FloatingPointError(f"{', '.join(broken)} not finite at update {self.state.step}; see {self.folder}")
-        memory = self._memory()
-        assert self.log is not None
-        self.log.scalars(self.state.step, values | {"learning_rate": rate} | memory)
+            images = ", ".join(name for pair in batches for side in pair if side for name in side.names)
+            raise FloatingPointError(f"{', '.join(broken)} not finite at update {self.state.step}, images {images}")
+        if logged:
+            assert self.log is not None
+            self.log.scalars(self.state.step, values | {"learning_rate": rate} | self._memory())
         return f"seg {values['loss/seg']:.3f}" + (f", mIoU {self.scores['miou']:.1f}" if self.scores else "")
 
     def snapshot(self) -> None:
@@ -246,13 +264,34 @@ def _check_folder(stage: Stage, options: Options) -> None:
         raise ConfigError(f"--continue-train: there is no {Path(stage.snapshot_dir) / 'last.pt'} to go on from")
 
 
-def _inputs(report: Report, source: Any, target: Any) -> dict[str, Any]:
+def _inputs(report: Report, source: SegmentationDataset, target: SegmentationDataset | None) -> dict[str, Any]:
     """What went into the run, for log and manifest."""
+    domains = {"source": source, "target": target}
+    described = {name: _describe(dataset) if dataset else "not used" for name, dataset in domains.items()}
+    return {"weights": list(report.lines), **described}
 
-    def describe(dataset: Any) -> str:
-        return f"{len(dataset)} images, first {dataset.samples[0].image}" if dataset else "not used"
 
-    return {"weights": list(report.lines), "source": describe(source), "target": describe(target)}
+def _describe(dataset: SegmentationDataset) -> dict[str, Any]:
+    """Which files a data set is made of; the hash covers their names and sizes, not their contents."""
+    files = [path for sample in dataset.samples for path in (sample.image, sample.label) if path is not None]
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+    first = dataset.samples[0]
+    return {
+        "images": len(dataset),
+        "first_image": str(first.image),
+        "first_label": None if first.label is None else str(first.label),
+        "sha256_of_names_and_sizes": digest.hexdigest(),
+    }
+
+
+def _summary(described: dict[str, Any] | str) -> str:
+    """One console line of what `_describe` gives."""
+    if isinstance(described, str):
+        return described
+    labels = f", labels like {described['first_label']}" if described["first_label"] else ", no labels"
+    return f"{described['images']} images like {described['first_image']}{labels}"
 
 
 def _to_floats(losses: Losses) -> dict[str, float]:
@@ -281,12 +320,8 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _say_next(section: str, options: Options, config: Config) -> None:
-    """The command that comes next, with what it cannot guess."""
-    script, default = {
-        "step1": ("Generate_Pseudo_Label.py", Path("runs") / options.name / "step1"),
-        "step2": ("evaluate_cityscapes.py", Path("runs") / options.name / "step2"),
-    }[section]
-    folder = getattr(config, section).snapshot_dir
-    restore = "" if Path(folder) == default else f" --restore-from {folder}"
-    say(f"next: python {script} --config {options.config_path}{restore}")
+def _next(section: str, options: Options, stage: Stage) -> str:
+    """The command that comes after a stage, with what it cannot guess."""
+    script, following = NEXT[section]
+    hands = {f"{following}.restore_from": stage.snapshot_dir}
+    return next_command(options, [script], flags=PREDICTION, section=following, hands=hands)

@@ -1,0 +1,450 @@
+"""The loop and one update of it, on a tiny world: determinism, resuming, switches, statistics, rates, precision."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dataset.corpora import DataError
+from dataset.loading import Batch
+from model.bafft import BAFFT
+from tests.worlds import ALIGNED, SELF_TRAINED, own_settings, save_png, write_own, write_settings
+from utils import build
+from utils.config import Config, build_config
+from utils.engine import Pair, Recipe, TrainState, frozen, set_learning_rates, train_step
+from utils.flags import TRAINING, parse
+from utils.runtime import seed_everything
+from utils.stage import run_stage
+
+CPU = torch.device("cpu")
+SEG_ONLY = {"seg": 1.0, "adv": 0.0, "stuff": 0.0, "instances": 0.0}
+ALL_OFF = {**SEG_ONLY, "separation": 0.0, "aggregation": 0.0, "pseudo": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data of one's own, with pseudo labels (noisy truth) for the target's training images in pseudo/."""
+    root = tmp_path_factory.mktemp("world")
+    write_own(root)
+    for path in sorted((root / "labels").glob("t*.png")):
+        label = np.array(Image.open(path))
+        label[:, ::7] = 255
+        save_png(root / "pseudo" / path.name, label)
+    return root
+
+
+# ---- whole runs ----
+
+
+def train(world: Path, folder: Path, section: str = "step1", *flags: str, **sections: Mapping[str, Any]) -> Path:
+    """A stage as its script runs it, into `folder`, which is returned."""
+    keys = {"snapshot_dir": str(folder), "restore_from": "random", "pseudo_labels": str(world / "pseudo")}
+    sections = {**sections, section: {**keys, **sections.get(section, {})}}
+    path = write_settings(folder.with_suffix(".toml"), own_settings(world, **sections))
+    config, options = parse(["--config", str(path), *flags], description="", section=section, flags=TRAINING)
+    run_stage(config, options, section)
+    return folder
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    """What a run would resume from, without its configuration."""
+    state = torch.load(folder / "last.pt", weights_only=True)
+    del state["meta"]["config"]
+    return state
+
+
+def differences(left: Any, right: Any, place: str = "state") -> list[str]:
+    """Places where two nested states differ by a single bit."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        missing = [f"{place}[{key!r}] on one side" for key in left.keys() ^ right.keys()]
+        return missing + [
+            d for k in left.keys() & right.keys() for d in differences(left[k], right[k], f"{place}[{k!r}]")
+        ]
+    if isinstance(left, (list, tuple)) and len(left) == len(right):
+        return [d for i, (a, b) in enumerate(zip(left, right, strict=True)) for d in differences(a, b, f"{place}[{i}]")]
+    same = torch.equal(left, right) if isinstance(left, Tensor) else left == right
+    return [] if same else [place]
+
+
+EVENTFUL = {"iter_size": 2, "random_mirror": True, "random_scale": True}
+
+
+def test_the_seed_decides_every_bit(world: Path, tmp_path: Path) -> None:
+    brief = {"num_steps": 3, "save_pred_every": 3, **EVENTFUL}
+    first, again = (state_of(train(world, tmp_path / name, step1=brief)) for name in ("first", "again"))
+    other = state_of(train(world, tmp_path / "other", "step1", "--random-seed", "5", step1=brief))
+    assert differences(first, again) == []
+    assert differences(first["network"]["layer6.conv2d_list.0.weight"], other["network"]["layer6.conv2d_list.0.weight"])
+
+
+@pytest.fixture(scope="module", params=["step1", "step2"])
+def straight(request: pytest.FixtureRequest, world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A section and a run of its twelve updates in one go."""
+    folder = tmp_path_factory.mktemp("straight") / request.param
+    return request.param, train(world, folder, request.param, **{request.param: EVENTFUL})
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_interrupted_run_ends_as_if_nothing_had_happened(
+    world: Path, tmp_path: Path, straight: tuple[str, Path], workers: int
+) -> None:
+    """Six updates, stop, six more: the same as twelve, whatever the number of workers."""
+    section, uninterrupted = straight
+    overlay = {section: EVENTFUL, "run": {**own_settings(world)["run"], "num_workers": workers}}
+    folder = train(world, tmp_path / "run", section, "--num-steps-stop", "6", **overlay)
+    assert state_of(folder)["step"] == 6
+    train(world, folder, section, "--continue-train", **overlay)
+
+    resumed, whole = state_of(folder), state_of(uninterrupted)
+    assert whole["step"] == 12
+    assert whole["memory"]["stuff_bank"]["inserted"].sum() > 0, "nothing was observed: the comparison is empty"
+    assert differences(whole, resumed) == []
+    assert (folder / "log.jsonl").read_text() == (uninterrupted / "log.jsonl").read_text()
+
+
+def test_what_a_run_logs(straight: tuple[str, Path]) -> None:
+    section, folder = straight
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    updates = [line for line in lines if "loss/seg" in line]
+    assert [line["step"] for line in updates] == list(range(1, 13))
+    assert [line["step"] for line in lines if "miou" in line] == [6, 12]
+    losses = {key.removeprefix("loss/") for key in updates[0] if key.startswith("loss/")}
+    weighted = ALIGNED if section == "step1" else SELF_TRAINED
+    assert losses == {*weighted, "D_source", "D_target", "accepted"}
+    assert updates[-1]["loss/seg"] < updates[0]["loss/seg"], "twelve updates teach the colours"
+    rates = [line["learning_rate"] for line in updates]
+    assert rates == pytest.approx([1e-3 * (1 - step / 12) ** 0.9 for step in range(12)])
+
+
+def test_validation_does_not_disturb_training(world: Path, tmp_path: Path) -> None:
+    often, seldom = (
+        train(world, tmp_path / str(every), step1={"num_steps": 3, "save_pred_every": every}) for every in (1, 3)
+    )
+    left, right = state_of(often), state_of(seldom)
+    assert differences(left["network"], right["network"]) == []
+    assert differences(left["rng"], right["rng"]) == []
+
+
+def test_source_only_reads_no_target_image_and_leaves_its_statistics_alone(tmp_path: Path) -> None:
+    write_own(tmp_path)
+    source_only = {"num_steps": 2, "save_pred_every": 2, "statistics": "source", "weights": SEG_ONLY}
+    intact = state_of(train(tmp_path, tmp_path / "intact", step1=source_only))
+    for path in (tmp_path / "images").glob("t*.png"):
+        path.write_bytes(b"no image")
+    blind = state_of(train(tmp_path, tmp_path / "blind", step1=source_only))
+    assert differences(intact["network"], blind["network"]) == []
+    # The same corruption stops a run that wants the target's statistics, and names the file.
+    with pytest.raises(DataError, match=r"t\d\.png"):
+        train(tmp_path, tmp_path / "both", step1={**source_only, "statistics": "both"})
+
+
+def test_pseudo_labels_of_255_cost_nothing_and_training_goes_on(world: Path, tmp_path: Path) -> None:
+    for path in sorted((world / "pseudo").glob("*.png")):
+        save_png(tmp_path / "empty" / path.name, np.full((48, 64), 255, dtype=np.uint8))
+    keys = {"num_steps": 2, "save_pred_every": 2, "pseudo_labels": str(tmp_path / "empty"), "iter_size": 2}
+    folder = train(world, tmp_path / "run", "step2", step2=keys)
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line["loss/pseudo"] for line in lines if "loss/seg" in line] == [0.0, 0.0]
+    assert all(value is not None for line in lines for key, value in line.items() if key.startswith("loss/"))
+    weights = state_of(folder)["network"].values()
+    assert all(torch.isfinite(weight).all() for weight in weights)
+
+
+@pytest.mark.parametrize("log_every", [1, 10])
+def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_every: int
+) -> None:
+    def broken(self: BAFFT, probabilities: Tensor) -> Tensor:
+        return probabilities.sum() * math.nan
+
+    monkeypatch.setattr(BAFFT, "adversarial_loss", broken)
+    run = {**own_settings(world)["run"], "log_every": log_every}
+    with pytest.raises(FloatingPointError, match=r"loss/adv.*update 1.*s\d.png"):
+        train(world, tmp_path / "run", step1={"num_steps": 1}, run=run)
+    assert not (tmp_path / "run" / "last.pt").exists()
+
+
+# ---- one update ----
+
+
+@dataclasses.dataclass
+class Update:
+    """What one update needs, taken from a configuration; `pair` holds the first source and target batches."""
+
+    config: Config
+    state: TrainState
+    recipe: Recipe
+    batches: list[Pair]
+
+    def run(self, **changes: Any) -> dict[str, Tensor]:
+        """One update with a changed recipe."""
+        return train_step(self.state, dataclasses.replace(self.recipe, **changes), self.batches)
+
+
+@pytest.fixture
+def update(world: Path) -> Callable[..., Update]:
+    """Makes the first update of a stage that has pseudo labels."""
+
+    def make(precision: str = "fp32", device: torch.device = CPU, **stage_keys: Any) -> Update:
+        keys = {"pseudo_labels": str(world / "pseudo"), **stage_keys}
+        config = build_config(own_settings(world, step2=keys), where="test")
+        stage, classes = config.step2, build.class_table(config)
+        seed_everything(3)
+        network, _ = build.network_and_report(config, "random", classes, device)
+        method = build.build_method(network, classes, config, stage, device)
+        state = TrainState.fresh(method, stage, device=device, precision=precision)
+        recipe = Recipe(
+            weights={**ALL_OFF, **dataclasses.asdict(stage.weights)},
+            statistics=stage.statistics,
+            precision=precision,
+            normalize=build.normalizer(network),
+        )
+        pairs = build.training_pairs(
+            config,
+            stage,
+            build.source_dataset(config, stage, classes),
+            build.target_dataset(config, stage, classes),
+            start=0,
+        )
+        set_learning_rates(state, stage)
+        state.method.train()
+        return Update(config, state, recipe, list(next(pairs)))
+
+    return make
+
+
+def gradients(module: torch.nn.Module) -> dict[str, Tensor]:
+    """The gradients there are, by parameter."""
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def running_means(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.named_buffers() if name.endswith("running_mean")}
+
+
+def norms(module: torch.nn.Module) -> list[torch.nn.BatchNorm2d]:
+    return [child for child in module.modules() if isinstance(child, torch.nn.BatchNorm2d)]
+
+
+def joined(pairs: list[Pair]) -> Pair:
+    """Several batches as one, for source and target."""
+
+    def join(batches: Any) -> Batch:
+        images, labels = torch.cat([b.images for b in batches]), torch.cat([b.labels for b in batches])
+        return Batch(images, labels, [name for b in batches for name in b.names])
+
+    source, target = zip(*pairs, strict=True)
+    return join(source), join(target)
+
+
+@pytest.mark.parametrize(
+    "weights", [{"seg": 1.0}, {"pseudo": 1.0, "seg": 0.0}, {"seg": 1.0, "adv": 1.0, "pseudo": 0.5}]
+)
+def test_accumulated_batches_weigh_as_one_large_batch(update: Callable[..., Update], weights: dict[str, float]) -> None:
+    """Batch norm must use its running statistics here: in train mode it normalises each batch by that batch's own
+    mean and variance, so two batches of one and one batch of two are different functions of the same images."""
+    single = update(batch_size=1, iter_size=2)
+    # Labels of unequal number show that the mean is over the pixels of the whole update.
+    for side in single.batches[0]:
+        side.labels[:, :30] = 255
+    whole = [joined(single.batches)]
+    found = []
+    for batches in (single.batches, whole):
+        fresh = update(batch_size=1, iter_size=2)
+        for norm in norms(fresh.state.method.network):
+            norm.eval()
+        losses = train_step(fresh.state, dataclasses.replace(fresh.recipe, weights={**ALL_OFF, **weights}), batches)
+        found.append((losses, gradients(fresh.state.method)))
+    (losses, left), (whole_losses, right) = found
+    assert left.keys() == right.keys()
+    assert left
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, whole_losses[name], rtol=1e-5, atol=1e-6)
+    for name, gradient in left.items():
+        torch.testing.assert_close(gradient, right[name], rtol=1e-4, atol=1e-6 * float(gradient.abs().max() + 1))
+
+
+OFF_SWITCHES = {
+    "adv": ["adversarial_loss", "discriminator_losses"],
+    "alignment": ["observe_source", "observe_target", "describe_target", "alignment_losses"],
+}
+
+
+@pytest.mark.parametrize("term", OFF_SWITCHES)
+def test_a_weight_of_zero_switches_the_term_off(
+    update: Callable[..., Update], monkeypatch: pytest.MonkeyPatch, term: str
+) -> None:
+    for name in OFF_SWITCHES[term]:
+        monkeypatch.setattr(BAFFT, name, lambda *_, name=name, **__: pytest.fail(f"{name} was computed"))
+    on = {"adv": 0.0, **{key: 0.1 for key in ("stuff", "instances", "separation", "aggregation")}}
+    weights = {**ALL_OFF, "pseudo": 1.0, **(on if term == "adv" else {"adv": 1.0})}
+    losses = update().run(weights=weights)
+    computed = {name for name, weight in weights.items() if weight}
+    extra = {"accepted"} if term == "adv" else {"D_source", "D_target"}
+    assert losses.keys() == computed | extra
+
+
+def test_without_a_target_loss_the_target_leaves_no_gradient(update: Callable[..., Update]) -> None:
+    """Its images still move the statistics when asked to (`both`), so the pass happens, without a graph."""
+    both, source = update(), update()
+    graphs: list[bool] = []
+    both.state.method.network.register_forward_hook(lambda *_: graphs.append(torch.is_grad_enabled()))
+    both.run(weights=ALL_OFF, statistics="both")
+    source.batches = [(pair[0], None) for pair in source.batches]
+    source.run(weights=ALL_OFF, statistics="source")
+    assert graphs == [True, False]
+    assert differences(gradients(both.state.method), gradients(source.state.method)) == []
+    assert gradients(both.state.method.discriminator) == {}
+
+
+def test_the_discriminator_rests_where_there_is_no_adversary(update: Callable[..., Update]) -> None:
+    fresh = update()
+    before = {name: value.clone() for name, value in fresh.state.method.discriminator.state_dict().items()}
+    fresh.run(weights={**ALL_OFF, "pseudo": 1.0})
+    assert differences(before, fresh.state.method.discriminator.state_dict()) == []
+
+
+@pytest.mark.parametrize("statistics", ["source", "target", "both"])
+def test_the_chosen_domain_moves_the_running_statistics(update: Callable[..., Update], statistics: str) -> None:
+    """Against a network that has only seen the chosen images, in that order, in train mode."""
+    fresh = update()
+    start = running_means(fresh.state.method.network)
+    fresh.run(statistics=statistics)
+    moved = running_means(fresh.state.method.network)
+
+    reference = update()
+    chosen = {"source": [0], "target": [1], "both": [0, 1]}[statistics]
+    with torch.no_grad():
+        for pair in reference.batches:
+            for side in chosen:
+                reference.state.method.network(reference.recipe.normalize(pair[side].images))
+    expected = running_means(reference.state.method.network)
+    for name, mean in moved.items():
+        torch.testing.assert_close(mean, expected[name])
+        assert not torch.equal(mean, start[name])
+    assert {str(norm.num_batches_tracked) for norm in norms(fresh.state.method.network)} == {f"tensor({len(chosen)})"}
+
+
+@pytest.mark.parametrize("step", [0, 7, 11])
+def test_learning_rates_fall_polynomially_and_the_head_learns_ten_times_as_fast(
+    update: Callable[..., Update], step: int
+) -> None:
+    fresh = update(learning_rate=2.5e-4, learning_rate_d=1e-4, num_steps=12)
+    fresh.state.step = step
+    decay = (1 - step / 12) ** 0.9
+    assert set_learning_rates(fresh.state, fresh.config.step2) == pytest.approx(2.5e-4 * decay)
+    assert [group["lr"] for group in fresh.state.optimizer.param_groups] == pytest.approx(
+        [2.5e-4 * decay, 2.5e-3 * decay]
+    )
+    assert [group["lr"] for group in fresh.state.optimizer_d.param_groups] == pytest.approx([1e-4 * decay])
+
+
+def test_each_trainable_parameter_is_in_exactly_one_group(update: Callable[..., Update]) -> None:
+    """The released backbone group held parameters three times, at three times the rate."""
+    state = update().state
+    listed = [id(p) for group in state.optimizer.param_groups for p in group["params"]]
+    trainable = [id(p) for p in state.method.network.parameters() if p.requires_grad]
+    assert sorted(listed) == sorted(trainable)
+    head = {id(p) for p in state.method.network.head.parameters() if p.requires_grad}
+    assert {id(p) for p in state.optimizer.param_groups[1]["params"]} == head
+    (group,) = state.optimizer_d.param_groups
+    assert sorted(map(id, group["params"])) == sorted(map(id, state.method.discriminator.parameters()))
+    assert (group["betas"], group["weight_decay"]) == ((0.9, 0.99), 0)
+    assert {g["momentum"] for g in state.optimizer.param_groups} == {0.9}
+    assert {g["weight_decay"] for g in state.optimizer.param_groups} == {5e-4}
+
+
+def test_an_update_moves_by_the_head_factor(update: Callable[..., Update]) -> None:
+    """Plain SGD's first step is lr * (gradient + decay * weight), the head at ten times lr."""
+    fresh = update(weight_decay=5e-4)
+    before = {name: p.detach().clone() for name, p in fresh.state.method.network.named_parameters()}
+    fresh.run(weights=ALL_OFF)
+    for name, parameter in fresh.state.method.network.named_parameters():
+        if parameter.grad is None:
+            assert torch.equal(parameter, before[name])
+            continue
+        rate = 1e-2 if name.startswith("layer6") else 1e-3
+        expected = before[name] - rate * (parameter.grad + 5e-4 * before[name])
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_the_adversarial_loss_reaches_the_network_and_not_the_discriminator(update: Callable[..., Update]) -> None:
+    fresh = update()
+    method = fresh.state.method
+    logits = torch.randn(1, 4, 48, 64, requires_grad=True)
+    with frozen(method.discriminator):
+        method.adversarial_loss(logits.softmax(dim=1)).backward()
+    assert logits.grad is not None
+    assert logits.grad.abs().sum() > 0
+    assert gradients(method.discriminator) == {}
+    assert all(p.requires_grad for p in method.discriminator.parameters())
+
+
+def test_the_discriminators_gradient_does_not_depend_on_the_adversarial_weight(update: Callable[..., Update]) -> None:
+    found = []
+    for weight in (1e-3, 1e3):
+        fresh = update()
+        fresh.run(weights={**ALL_OFF, "adv": weight})
+        found.append(gradients(fresh.state.method.discriminator))
+    assert found[0]
+    assert differences(found[0], found[1]) == []
+
+
+def test_frozen_leaves_what_was_frozen_before_as_it_was() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    module[0].requires_grad_(False)
+    with contextlib.suppress(KeyError), frozen(module):
+        assert not any(p.requires_grad for p in module.parameters())
+        raise KeyError
+    assert [p.requires_grad for p in module.parameters()] == [False, False, True, True]
+
+
+# ---- precision ----
+
+
+def check_precision(update: Callable[..., Update], precision: str, device: torch.device) -> None:
+    exact = update(device=device).run()
+    fresh = update(precision, device)
+    losses = fresh.run()
+    assert losses.keys() == exact.keys()
+    assert all(p.dtype == torch.float32 for p in fresh.state.method.parameters())
+    for name in ("seg", "pseudo", "adv", "D_source", "D_target"):
+        torch.testing.assert_close(losses[name].float(), exact[name], rtol=0.05, atol=0.02)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_bf16_on_the_cpu_is_close_to_fp32(update: Callable[..., Update]) -> None:
+    check_precision(update, "bf16", CPU)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_mixed_precision_on_cuda_is_close_to_fp32(update: Callable[..., Update], precision: str) -> None:
+    check_precision(update, precision, torch.device("cuda"))
+
+
+def test_fp16_scales_the_loss_and_recovers_from_an_overflow(update: Callable[..., Update]) -> None:
+    """A scale that overflows costs an update and halves the scale; the weights stay as they were."""
+    fresh = update("fp16")
+    fresh.state.scaler.load_state_dict({**fresh.state.scaler.state_dict(), "scale": 2.0**125})
+    before = {name: p.detach().clone() for name, p in fresh.state.method.network.named_parameters()}
+    # fp32 arithmetic, so that the CPU needs no half-precision convolutions: the scaler alone is in question.
+    fresh.run(precision="fp32", weights={**ALL_OFF, "seg": 1e6})
+    assert differences(before, dict(fresh.state.method.network.named_parameters())) == []
+    assert fresh.state.scaler.get_scale() == 2.0**124
