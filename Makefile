@@ -1,14 +1,17 @@
-# `make demo` and `make test` set everything up; nothing is installed outside .venv.
+# `make demo` and `make test` set everything up; nothing is installed outside .venv (.venv-oldest).
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format freeze clean
+.PHONY: demo test test-oldest lint format freeze clean
 
 demo: .venv/runtime
 	$(BIN)/python -m benchmarks.demo
 
 test: .venv/dev
 	$(BIN)/python -m pytest
+
+test-oldest: .venv-oldest/installed
+	.venv-oldest/bin/python -m pytest
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -21,10 +24,10 @@ format: .venv/dev
 
 freeze: .venv/dev
 	$(BIN)/python --version | sed 's/^/# /' > requirements-tested.txt
-	$(BIN)/pip freeze --exclude-editable >> requirements-tested.txt
+	$(BIN)/pip freeze >> requirements-tested.txt
 
 clean:
-	rm -rf .venv runs/demo
+	rm -rf .venv .venv-oldest runs/demo
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -32,6 +35,12 @@ clean:
 .venv/runtime: .venv/bin/python requirements.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --progress-bar on -r requirements.txt
+	touch $@
+
+.venv-oldest/installed: requirements-oldest.txt requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --upgrade pip
+	.venv-oldest/bin/python -m pip install --progress-bar on -r requirements-oldest.txt
 	touch $@
 
 .venv/dev: .venv/runtime requirements-dev.txt
