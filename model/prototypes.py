@@ -81,6 +81,6 @@ class PrototypeBank(nn.Module):
 
 def _turns(row: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
     """Position of each element among those of the same row (R,), and the number of elements per row (C,)."""
-    member = torch.nn.functional.one_hot(row, num_rows)
+    member = (row[:, None] == torch.arange(num_rows, device=row.device)).long()  # one_hot refuses a bank of no class
     turn = (member.cumsum(dim=0) - 1).gather(1, row[:, None])[:, 0]
     return turn, member.sum(dim=0)

@@ -448,3 +448,12 @@ def test_fp16_scales_the_loss_and_recovers_from_an_overflow(update: Callable[...
     fresh.run(precision="fp32", weights={**ALL_OFF, "seg": 1e6})
     assert differences(before, dict(fresh.state.method.network.named_parameters())) == []
     assert fresh.state.scaler.get_scale() == 2.0**124
+
+
+def test_fp16_without_any_loss_moves_statistics_alone(update: Callable[..., Update]) -> None:
+    fresh = update("fp16")
+    network = fresh.state.method.network
+    weights, means = {n: p.detach().clone() for n, p in network.named_parameters()}, running_means(network)
+    fresh.run(precision="fp32", weights={**ALL_OFF, "seg": 0.0})
+    assert differences(weights, dict(network.named_parameters())) == []
+    assert differences(means, running_means(network))

@@ -128,6 +128,16 @@ def test_no_vectors_at_all():
     assert torch.autograd.grad(distance.sum(), vectors)[0].shape == (0, DIM)
 
 
+def test_a_bank_of_no_class():
+    """Data of one's own may have no thing class, or no stuff."""
+    bank = PrototypeBank(categories=(), slots=2, dim=DIM)
+    vectors, category = torch.zeros(0, DIM), torch.zeros(0, dtype=torch.int64)
+    bank.insert(vectors, category)
+    distance, ready = bank.nearest(vectors, category)
+    assert distance.shape == ready.shape == bank.full.shape == (0,)
+    assert bank.centroids()[0].shape == (0, DIM)
+
+
 def test_centroids_are_the_means_of_the_rings():
     bank, history = filled([[7] * 5 + [2] * 2 + [11] * 3], slots=2, seed=3)
     centroids, full = bank.centroids()

@@ -422,6 +422,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...], tuple[st
     "prediction of label ids": (repaint("out", "v", 33), SCORE, SCORED, ("out/v", "33")),
     "no folder of predictions": (nothing, SCORE, ("world/labels", "gone"), ("gone",)),
     "no folder of truth": (nothing, SCORE, ("gone", "out"), ("gone",)),
+    "report is a folder": (nothing, SCORE, (*SCORED, "--json", "out"), ("out",)),
     "no arguments": (nothing, SCORE, (), ("gt_dir",)),
 }
 

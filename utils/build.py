@@ -35,7 +35,7 @@ from utils.log import LogError, say
 
 MISTAKES = (
     *(ConfigError, DataError, WeightsError, NetworkError, CheckpointError, LogError),
-    *(FileExistsError, NotADirectoryError, PermissionError),  # output where there is or may be no folder
+    *(FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError),  # output where it cannot be
 )
 """What a user can get wrong: one clear line and exit code 2."""
 

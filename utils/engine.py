@@ -143,10 +143,11 @@ def train_step(state: TrainState, recipe: Recipe, batches: Sequence[Pair]) -> Lo
                 losses |= _discriminator_part(state, recipe, source_log, target_log, share=share)
         for name, loss in losses.items():
             total[name] = total.get(name, 0.0) + loss.detach()
-    state.scaler.step(state.optimizer)
-    if "adv" in recipe.active:
-        state.scaler.step(state.optimizer_d)
-    state.scaler.update()
+    if recipe.active:  # else only statistics move, and a scaler that has scaled nothing refuses to step
+        state.scaler.step(state.optimizer)
+        if "adv" in recipe.active:
+            state.scaler.step(state.optimizer_d)
+        state.scaler.update()
     return total
 
 
