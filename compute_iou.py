@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         split=config.evaluate.split,
         classes=classes,
     )
-    say(format_historical(classes.names, confusion.iou()))
+    say(format_historical(classes.names, confusion.iou()))  # the lines that people's own scripts read
     say(format_table(classes.names, confusion.iou(), classes.subsets))
     if options.json:
         write_json(options.json, confusion.to_dict(classes.names, classes.subsets))
@@ -83,10 +83,10 @@ def _predictions(folder: Path, corpus: Corpus) -> dict[str, Path]:
 
 
 def _stem(name: str, corpus: Corpus) -> str:
-    """What a truth and its prediction have in common."""
-    stem = Path(name).stem
+    """What a truth and its prediction have in common: the name without extension and without the corpus's suffixes."""
+    stem = name.rpartition(".")[0]
     for suffix in (corpus.image_suffix, corpus.label_suffix):
-        stem = stem.removesuffix(Path("x" + suffix).stem[1:])
+        stem = stem.removesuffix(suffix.rpartition(".")[0])
     return stem
 
 

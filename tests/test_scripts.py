@@ -24,7 +24,7 @@ from PIL import Image
 
 from dataset.labels import load_class_table
 from model.deeplab import build_network
-from model.weights import read_weights
+from model.weights import read_weights, write_weights
 from tests.worlds import TINY_NETWORK, naive_iou, own_settings, save_png, write_official, write_own, write_settings
 from utils.flags import TRAINING, parse
 
@@ -485,6 +485,29 @@ def test_the_printed_command_hands_on_what_the_next_script_cannot_guess(
     assert (config.step2.restore_from, config.step2.pseudo_labels) == ("w.pth", "elsewhere")
     assert config.target["root"] == "moved"
     assert sorted(path.name for path in (own / "elsewhere").glob("*.png")) == [f"t{index}.png" for index in range(5)]
+
+
+def test_weights_without_their_record_are_read_with_the_settings_of_the_model(
+    own: Path, script: Callable[..., tuple[int, str, str]]
+) -> None:
+    """Output stride cannot be read off tensors: with the same setting the same predictions, and it is said."""
+    network = build_network("resnet18", width=4, num_classes=4, output_stride=16)
+    torch.save(network.state_dict(), own / "bare.pth")
+    write_weights(own / "recorded.pth", network.state_dict(), {"architecture": network.architecture()})
+    stride = ("--override", "model.output_stride=16")
+    runs = {"bare": ("bare.pth", *stride), "recorded": ("recorded.pth",)}
+    said = {}
+    for name, (weights, *flags) in runs.items():
+        code, said[name], _ = script(
+            EVALUATE, "--config", "own.toml", "--restore-from", weights, "--save", name, *flags
+        )
+        assert code == 0
+    assert "output_stride = 16 are taken from [model]" in said["bare"]
+    assert "taken from [model]" not in said["recorded"]
+    pictures = sorted((own / "bare").glob("*.png"))
+    assert pictures
+    for picture in pictures:
+        assert picture.read_bytes() == (own / "recorded" / picture.name).read_bytes()
 
 
 def test_flags_without_effect_are_noted(own: Path, script: Callable[..., tuple[int, str, str]]) -> None:

@@ -39,6 +39,7 @@ MISTAKES = (
 )
 """What a user can get wrong: one clear line and exit code 2."""
 
+HUBS = ("random", "torchvision", "timm")  # where initial weights come from, other than files
 SOURCE_STREAM, TARGET_STREAM = 0, 1
 
 
@@ -209,9 +210,9 @@ def trained_network(
 ) -> tuple[SegmentationNetwork, Weights, Report]:
     """The network that a weight file holds, whatever `[model]` says: a known format is recognised."""
     weights = read_weights(last_checkpoint(restore_from))
-    # A file without a record of its branches is read with the configuration's.
-    architecture: Mapping[str, Any] = {"branches": config.model.branches} | infer_architecture(weights)
-    network = build_network(**architecture)
+    if weights.layout == "discriminator":
+        raise WeightsError(f"{weights.path} holds a discriminator; the network is in the file without _D")
+    network = build_network(**_architecture(weights, config, classes))
     if network.num_classes != classes.num_classes:
         raise WeightsError(
             f"{weights.path} predicts {network.num_classes} classes, the class table has {classes.num_classes}; "
@@ -221,10 +222,32 @@ def trained_network(
     return _place(network, device).eval(), weights, report
 
 
+def _architecture(weights: Weights, config: Config, classes: ClassTable) -> Mapping[str, Any]:
+    """What the file says of its network; of what tensors alone do not tell, what `[model]` says, and that aloud."""
+    if weights.architecture is not None:
+        return infer_architecture(weights)
+    settings = config.model
+    assumed: dict[str, Any] = {"branches": settings.branches}
+    if weights.layout != "vgg16":
+        assumed["output_stride"] = settings.output_stride
+    spelled = ", ".join(f"{key} = {value}" for key, value in assumed.items())
+    say(f"note: {weights.path} has no record of its architecture; {spelled} are taken from [model]")
+    if weights.layout == "timm-network" and settings.name.startswith("timm:"):
+        return {"name": settings.name, "num_classes": classes.num_classes} | assumed
+    return assumed | infer_architecture(weights)
+
+
 def last_checkpoint(restore_from: str) -> Path | str:
     """A run folder means its last checkpoint, never the one selected on target labels."""
-    folder = Path(restore_from)
-    return folder / "last.pt" if folder.is_dir() else restore_from
+    path = Path(restore_from)
+    if restore_from in HUBS or path.is_file():
+        return restore_from
+    if not (path / "last.pt").is_file():
+        raise WeightsError(
+            f"{restore_from}: neither a weights file nor the folder of a run (no last.pt in it); run the training "
+            f"script that comes before, or name a file, or one of {', '.join(HUBS)} where training starts"
+        )
+    return path / "last.pt"
 
 
 def normalizer(network: SegmentationNetwork) -> Normalize:

@@ -240,14 +240,14 @@ def frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def set_learning_rates(state: TrainState, stage: Stage) -> float:
-    """Both rates follow base * (1 - it/num_steps)^power (spec 1); returns the network's."""
+def set_learning_rates(state: TrainState, stage: Stage) -> dict[str, float]:
+    """Both rates follow base * (1 - it/num_steps)^power (spec 1); returns the backbone's and the discriminator's."""
     decay = (1 - state.step / stage.num_steps) ** stage.power
     for group in state.optimizer.param_groups:
         group["lr"] = stage.learning_rate * decay * group["factor"]
     for group in state.optimizer_d.param_groups:
         group["lr"] = stage.learning_rate_d * decay
-    return stage.learning_rate * decay
+    return {"learning_rate": stage.learning_rate * decay, "learning_rate_D": stage.learning_rate_d * decay}
 
 
 def fit(
@@ -256,21 +256,21 @@ def fit(
     stage: Stage,
     batches: Iterable[Sequence[Pair]],
     *,
-    on_update: Callable[[Sequence[Pair], Losses, float], str],
+    on_update: Callable[[Sequence[Pair], Losses, dict[str, float]], str],
     on_snapshot: Callable[[], None],
 ) -> None:
     """Train from `state.step` to the stage's last step: the main loop of both stages.
 
-    batches: one element per update. on_update gets every update's batches, losses and learning rate and returns what
+    batches: one element per update. on_update gets every update's batches, losses and learning rates and returns what
     the progress bar shows; on_snapshot is called every `save_pred_every` updates and after the last.
     """
     state.method.train()
     with progress(total=stage.last_step, initial=state.step, description=stage.snapshot_dir) as bar:
         for batch in batches:
-            rate = set_learning_rates(state, stage)
+            rates = set_learning_rates(state, stage)
             losses = train_step(state, recipe, batch)
             state.step += 1
-            bar.set_postfix_str(on_update(batch, losses, rate), refresh=False)
+            bar.set_postfix_str(on_update(batch, losses, rates), refresh=False)
             bar.update()
             if stage.saves_after(state.step):
                 on_snapshot()

@@ -18,7 +18,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -196,7 +196,7 @@ class PseudoLabeler:
                 labeler.add(name, probabilities)
             print(labeler.report().format_table(names))
             for name, label in labeler.labels():
-                Image.fromarray(label).save(folder / png_name(name))
+                Image.fromarray(label).save(folder / file_of(name))
     """
 
     def __init__(
@@ -211,20 +211,16 @@ class PseudoLabeler:
         self._cache = PredictionCache(cache_folder)
         self._cap = cap
         self._proportion = proportion
-        self._files: dict[str, str] = {}
 
     def add(self, name: str, probabilities: torch.Tensor) -> None:
         """Take one image's probabilities (C,H,W), on any device and of any floating type.
 
-        ValueError when they are no probabilities, or when the image's PNG would replace another one's.
+        ValueError when they are no probabilities.
         """
         num_classes = self.histogram.num_classes
         if probabilities.ndim != 3 or probabilities.shape[0] != num_classes:
             shape = tuple(probabilities.shape)
             raise ValueError(f"{name}: probabilities of shape {shape}, expected ({num_classes}, H, W)")
-        file = png_name(name)
-        if file in self._files:
-            raise ValueError(f"{name} and {self._files[file]} would share the pseudo label {file}: rename one image")
         confidence, label = probabilities.detach().max(dim=0)
         labels = label.to(torch.uint8).cpu().numpy()
         try:
@@ -233,7 +229,6 @@ class PseudoLabeler:
             raise ValueError(f"{name}: {error}") from error
         self.histogram.update(labels, levels)
         self._cache.append(name, labels, levels)
-        self._files[file] = name
 
     def thresholds(self) -> npt.NDArray[np.float32]:
         """(C,) thresholds over the images added so far."""
@@ -258,8 +253,3 @@ class PseudoLabeler:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._cache.close()
-
-
-def png_name(name: str) -> str:
-    """The file of an image's pseudo label in the flat folder: `aachen/a_0.jpg` -> `a_0.png`."""
-    return PurePosixPath(name).with_suffix(".png").name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -19,10 +20,9 @@ def pick_device(name: str) -> torch.device:
     """`auto` is CUDA where there is one, else the CPU. Raises ConfigError for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"[run] device {name!r} is unknown; use auto, cpu, cuda or cuda:1") from None
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ConfigError(f"[run] device {name!r} is unknown; use auto, cpu, cuda or cuda:1")
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device {name} is not there: {torch.cuda.device_count()} CUDA devices found; use --cpu")
     return device

@@ -150,8 +150,7 @@ class TrainingRun:
         for domain in ("source", "target"):
             say(f"{domain}: {_summary(self.inputs[domain])}")
         say(f"run folder: {self.folder}")
-        with atomic_write(self.folder / "config.toml") as temporary:
-            temporary.write_bytes(tomli_w.dumps(self.config.to_dict()).encode())
+        self._write_config()
 
     def resume(self) -> None:
         """Go on from `last.pt`. Raises CheckpointError when it is of another network, class table or bank size."""
@@ -166,11 +165,13 @@ class TrainingRun:
             ) from None
         self.scores = saved["meta"].get("scores", {})
         self.inputs["weights"] = saved["meta"]["initial_weights"]
+        self.began -= saved["meta"]["seconds"]
+        self._write_config()
         for change in _changes(saved["meta"]["config"], self.config.to_dict()):
             say(f"note: differs from the interrupted run: {change}")
         say(f"continuing {self.folder} after {self.state.step} updates")
 
-    def update(self, batches: Sequence[Pair], losses: Losses, rate: float) -> str:
+    def update(self, batches: Sequence[Pair], losses: Losses, rates: dict[str, float]) -> str:
         """Log an update now and then; stop at a loss that is no number, in any case before it is saved."""
         logged = self.state.step % self.config.run.log_every == 0
         if not (logged or self.stage.saves_after(self.state.step)):
@@ -182,7 +183,7 @@ class TrainingRun:
             raise FloatingPointError(f"{', '.join(broken)} not finite at update {self.state.step}, images {images}")
         if logged:
             assert self.log is not None
-            self.log.scalars(self.state.step, values | {"learning_rate": rate} | self._memory())
+            self.log.scalars(self.state.step, values | rates | self._memory())
         return f"seg {values['loss/seg']:.3f}" + (f", mIoU {self.scores['miou']:.1f}" if self.scores else "")
 
     def snapshot(self) -> None:
@@ -195,7 +196,8 @@ class TrainingRun:
         if self.scores and self.scores["miou"] > state.best:
             state.best, state.best_step = self.scores["miou"], state.step
             self._write_weights("best")
-        save_state(self.folder / "last.pt", state.state_dict() | {"meta": self.meta | {"scores": self.scores}})
+        progress = {"scores": self.scores, "seconds": time.monotonic() - self.began}
+        save_state(self.folder / "last.pt", state.state_dict() | {"meta": self.meta | progress})
 
     def finish(self) -> dict[str, Any]:
         """Write the manifest and say how it went; returns the summary."""
@@ -207,7 +209,7 @@ class TrainingRun:
             "steps": state.step,
             "last": self.scores or None,
             "best_selected_on_target_labels": {"miou": state.best, "step": state.best_step} if self.scores else None,
-            "seconds": time.monotonic() - self.began,
+            "seconds": time.monotonic() - self.began,  # over every interruption
             "peak_memory_mb": peak_memory_mb(device),
         }
         write_manifest(self.folder / "manifest.json", {"inputs": self.inputs, "result": summary}, device=device)
@@ -219,6 +221,11 @@ class TrainingRun:
             )
         say(f"{summary['seconds']:.0f} s, peak memory {summary['peak_memory_mb']:.0f} MiB, in {self.folder}")
         return summary
+
+    def _write_config(self) -> None:
+        """Everything resolved, in a form that --config takes."""
+        with atomic_write(self.folder / "config.toml") as temporary:
+            temporary.write_bytes(tomli_w.dumps(self.config.to_dict()).encode())
 
     def _validate(self) -> None:
         assert self.validation is not None
