@@ -20,10 +20,10 @@ from utils import build
 from utils.checkpoint import atomic_write
 from utils.config import Config
 from utils.flags import PREDICTION, TRAINING, Options, next_command, parse
-from utils.inference import predict, probabilities
+from utils.inference import probabilities
 from utils.log import progress, say, write_json
 from utils.pseudo_label import PseudoLabeler
-from utils.runtime import launch, pick_device
+from utils.runtime import launch
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,22 +35,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 def generate(config: Config, options: Options) -> None:
     """Write the pseudo labels that the `[pseudo_label]` section describes."""
     settings, folder = config.pseudo_label, Path(config.pseudo_label.save)
-    classes = build.class_table(config, options.arguments)
-    loader = build.prediction_loader(config, settings.split, classes, labelled=False)
-    device = pick_device(config.run.device)
-    network, weights, report = build.trained_network(settings.restore_from, config, classes, device)
-    for line in (*(f"note: {note}" for note in options.notes), *report.lines):
-        say(line)
-
+    classes, weights, total, stream = build.prediction_run(
+        config, options, restore_from=settings.restore_from, split=settings.split
+    )
     width, height = settings.size
-    stream = predict(network, loader, normalize=build.normalizer(network), precision=config.run.precision)
     with PseudoLabeler(
         classes.num_classes, cache_folder=folder, cap=settings.cap, proportion=settings.proportion
     ) as labeler:
-        for item in progress(stream, total=loader.num_images, description="predict", unit="image"):
+        for item in progress(stream, total=total, description="predict", unit="image"):
             labeler.add(item.name, probabilities(item.logits, (height, width)))
         thresholds = labeler.report()
-        for name, label in progress(labeler.labels(), total=loader.num_images, description="write", unit="image"):
+        for name, label in progress(labeler.labels(), total=total, description="write", unit="image"):
             with atomic_write(folder / pseudo_label_name(name)) as temporary:
                 Image.fromarray(label).save(temporary)
 
@@ -58,7 +53,7 @@ def generate(config: Config, options: Options) -> None:
     result = {"restore_from": str(weights.path), "sha256": weights.sha256, **thresholds.to_dict(classes.names)}
     for path in [str(folder / "thresholds.json"), *([options.json] if options.json else [])]:
         write_json(path, result)
-    say(f"{loader.num_images} pseudo labels in {folder}")
+    say(f"{total} pseudo labels in {folder}")
     hands = {"step2.restore_from": settings.restore_from, "step2.pseudo_labels": settings.save}
     say(f"next: {next_command(options, ['train_step2.py'], flags=TRAINING, section='step2', hands=hands)}")
 

@@ -18,9 +18,9 @@ from utils import build
 from utils.checkpoint import atomic_write
 from utils.config import Config
 from utils.flags import PREDICTION, Options, next_command, parse
-from utils.inference import label_map, predict
+from utils.inference import label_map
 from utils.log import progress, say, write_json
-from utils.runtime import launch, pick_device
+from utils.runtime import launch
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,15 +32,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def evaluate(config: Config, options: Options) -> None:
     """Write the predictions that the `[evaluate]` section describes."""
     settings, folder = config.evaluate, Path(config.evaluate.save)
-    classes = build.class_table(config, options.arguments)
-    loader = build.prediction_loader(config, settings.split, classes, labelled=False)
-    device = pick_device(config.run.device)
-    network, weights, report = build.trained_network(settings.restore_from, config, classes, device)
-    for line in (*(f"note: {note}" for note in options.notes), *report.lines):
-        say(line)
-
-    stream = predict(network, loader, normalize=build.normalizer(network), precision=config.run.precision)
-    for item in progress(stream, total=loader.num_images, description="evaluate", unit="image"):
+    classes, weights, total, stream = build.prediction_run(
+        config, options, restore_from=settings.restore_from, split=settings.split
+    )
+    for item in progress(stream, total=total, description="evaluate", unit="image"):
         labels = label_map(item.logits, item.label.shape[-2:]).cpu().numpy()
         stem = PurePosixPath(item.name).stem
         for name, image in ((f"{stem}.png", Image.fromarray(labels)), (f"{stem}_color.png", classes.colorize(labels))):
@@ -48,10 +43,10 @@ def evaluate(config: Config, options: Options) -> None:
                 image.save(temporary)
 
     if options.json:
-        result = {"restore_from": str(weights.path), "sha256": weights.sha256, "images": loader.num_images}
+        result = {"restore_from": str(weights.path), "sha256": weights.sha256, "images": total}
         write_json(options.json, result | {"save": str(folder)})
     truth = build.corpus(config, "target", classes).label_folder(settings.split)
-    say(f"{loader.num_images} predictions in {folder}")
+    say(f"{total} predictions in {folder}")
     scoring = next_command(options, ["compute_iou.py", str(truth), str(folder)], flags=(), section="evaluate", hands={})
     say(f"next: {scoring}")
 

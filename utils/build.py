@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -31,7 +31,10 @@ from model.weights import (
 from utils.checkpoint import CheckpointError
 from utils.config import Config, ConfigError, Stage
 from utils.engine import Pair
+from utils.flags import Options
+from utils.inference import Prediction, predict
 from utils.log import LogError, say
+from utils.runtime import pick_device
 
 MISTAKES = (
     *(ConfigError, DataError, WeightsError, NetworkError, CheckpointError, LogError),
@@ -220,6 +223,28 @@ def trained_network(
         )
     report = load_network(network, weights, purpose="full")
     return _place(network, device).eval(), weights, report
+
+
+class PredictionRun(NamedTuple):
+    """A trained network at work on a split of the target: `stream` yields a `Prediction` per image, `total` in all."""
+
+    classes: ClassTable
+    weights: Weights
+    total: int
+    stream: Iterator[Prediction]
+
+
+def prediction_run(config: Config, options: Options, *, restore_from: str, split: str) -> PredictionRun:
+    """What both prediction scripts begin with: data, then weights, then the stream; says what is used."""
+    for note in options.notes:
+        say(f"note: {note}")
+    classes = class_table(config, options.arguments)
+    loader = prediction_loader(config, split, classes, labelled=False)
+    network, weights, report = trained_network(restore_from, config, classes, pick_device(config.run.device))
+    for line in report.lines:
+        say(line)
+    stream = predict(network, loader, normalize=normalizer(network), precision=config.run.precision)
+    return PredictionRun(classes, weights, loader.num_images, stream)
 
 
 def _architecture(weights: Weights, config: Config, classes: ClassTable) -> Mapping[str, Any]:
