@@ -516,6 +516,16 @@ def test_flags_without_effect_are_noted(own: Path, script: Callable[..., tuple[i
     assert "note: --save-num-images is accepted and has no effect" in output
 
 
+def test_no_more_workers_than_processors(
+    own: Path, script: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("multiprocessing.cpu_count", lambda: 1)
+    weights = ("--restore-from", "w.pth", "--save", "predicted")
+    code, output, _ = script(EVALUATE, "--config", "own.toml", *weights, "--num-workers", "2")
+    assert code == 0
+    assert "num_workers = 2, but there are 1 processors; 1 are used" in output
+
+
 def test_a_mistake_in_a_process_of_its_own(own: Path) -> None:
     """The same contract through the real exit code and the real streams."""
     done = subprocess.run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -154,7 +155,7 @@ def prediction_loader(config: Config, split: str, classes: ClassTable, *, labell
         size=input_size(config, "target"),
         native_labels=True,
     )
-    return eval_loader(dataset, batch_size=config.evaluate.batch_size, num_workers=config.run.num_workers)
+    return eval_loader(dataset, batch_size=config.evaluate.batch_size, num_workers=worker_count(config))
 
 
 def validation_loader(config: Config, classes: ClassTable) -> BatchLoader | None:
@@ -171,7 +172,7 @@ def training_pairs(
 ) -> Iterator[Sequence[Pair]]:
     """The batches of every update from number `start` on: `iter_size` pairs of a source and a target batch."""
     images = stage.iter_size * stage.batch_size  # per update and domain
-    workers = config.run.num_workers
+    workers = worker_count(config)
 
     def stream(dataset: SegmentationDataset, number: int) -> BatchLoader:
         return train_loader(
@@ -225,6 +226,20 @@ def trained_network(
     return _place(network, device).eval(), weights, report
 
 
+def worker_count(config: Config) -> int:
+    """Loading processes per data set: never more than processors, where they would wait for each other."""
+    return min(config.run.num_workers, multiprocessing.cpu_count())
+
+
+def say_notes(config: Config, options: Options) -> None:
+    """What the user should know before anything starts: flags without effect, fewer workers than asked for."""
+    for note in options.notes:
+        say(f"note: {note}")
+    workers = worker_count(config)
+    if workers < config.run.num_workers:
+        say(f"note: num_workers = {config.run.num_workers}, but there are {workers} processors; {workers} are used")
+
+
 class PredictionRun(NamedTuple):
     """A trained network at work on a split of the target: `stream` yields a `Prediction` per image, `total` in all."""
 
@@ -236,8 +251,7 @@ class PredictionRun(NamedTuple):
 
 def prediction_run(config: Config, options: Options, *, restore_from: str, split: str) -> PredictionRun:
     """What both prediction scripts begin with: data, then weights, then the stream; says what is used."""
-    for note in options.notes:
-        say(f"note: {note}")
+    say_notes(config, options)
     classes = class_table(config, options.arguments)
     loader = prediction_loader(config, split, classes, labelled=False)
     network, weights, report = trained_network(restore_from, config, classes, pick_device(config.run.device))

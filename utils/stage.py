@@ -41,8 +41,7 @@ NEXT = {"step1": ("Generate_Pseudo_Label.py", "pseudo_label"), "step2": ("evalua
 def run_stage(config: Config, options: Options, section: str) -> dict[str, Any]:
     """Train `[step1]` or `[step2]`; returns the summary of the run, which --json writes, too."""
     stage: Stage = getattr(config, section)
-    for note in options.notes:
-        say(f"note: {note}")
+    build.say_notes(config, options)
     if f"{section}.pseudo_labels" in options.changes and not build.wants_pseudo_labels(stage):
         say("note: --ssl-target-dir has no effect here: nothing in the stage reads pseudo labels")
     _check_folder(stage, options)
