@@ -14,7 +14,7 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +138,8 @@ class Demo:
 
 def picture(out: Path, config: Config, classes: ClassTable, *, rows: int = 4) -> Image.Image:
     """Image, truth, source-only and adapted prediction, side by side, for a few target validation images."""
-    table = {**config.target, "root": str(out / "data" / "Cityscapes")}
-    table.pop("size")
-    data = build.Corpus.from_mapping(table, classes.num_classes, "[target]")
+    target = {**config.target, "root": str(out / "data" / "Cityscapes")}
+    data = build.corpus(replace(config, target=target), "target", classes)
     samples = data.samples("val", labelled=True)
     chosen = samples[:: max(1, len(samples) // rows)][:rows]
     grid = [panels(sample, data, out, classes) for sample in chosen]

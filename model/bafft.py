@@ -235,8 +235,7 @@ class BAFFT(nn.Module):
         vectors = self.stuff_bank.prototypes.new_zeros(self.network.num_classes, self.network.feature_dim)
         full = torch.zeros(len(vectors), dtype=torch.bool, device=vectors.device)
         for bank in (self.stuff_bank, self.thing_bank):
-            rows = torch.tensor(bank.categories, dtype=torch.int64, device=vectors.device)
-            vectors[rows], full[rows] = bank.centroids()
+            vectors[bank.category_of], full[bank.category_of] = bank.centroids()
         return vectors, full
 
 

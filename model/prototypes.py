@@ -19,6 +19,7 @@ class PrototypeBank(nn.Module):
 
     prototypes: Tensor
     inserted: Tensor
+    category_of: Tensor
     row_of: Tensor
 
     def __init__(self, *, categories: Sequence[int], slots: int, dim: int) -> None:
@@ -28,8 +29,10 @@ class PrototypeBank(nn.Module):
         self.slots = slots
         self.register_buffer("prototypes", torch.zeros(len(self.categories), slots, dim))
         self.register_buffer("inserted", torch.zeros(len(self.categories), dtype=torch.int64))
+        category_of = torch.tensor(self.categories, dtype=torch.int64)
         row_of = torch.full((256,), -1, dtype=torch.int64)
-        row_of[list(self.categories)] = torch.arange(len(self.categories))
+        row_of[category_of] = torch.arange(len(self.categories))
+        self.register_buffer("category_of", category_of, persistent=False)
         self.register_buffer("row_of", row_of, persistent=False)
 
     @property
@@ -71,12 +74,13 @@ class PrototypeBank(nn.Module):
     @torch.no_grad()
     def _closest(self, vectors: Tensor, row: Tensor) -> Tensor:
         """The closest prototype of each vector's own class, (R, D); nothing of size R x K x D is made."""
+        if not len(row):
+            return vectors.detach()
         turn, counts = _turns(row, len(self.categories))
-        lanes = int(counts.max()) if len(row) else 0
-        queries = vectors.new_zeros(len(self.categories), lanes, vectors.shape[1])
+        queries = vectors.new_zeros(len(self.categories), int(counts.max()), vectors.shape[1])
         queries[row, turn] = vectors.detach()
-        choice = torch.cdist(queries, self.prototypes, p=1.0).argmin(dim=2) if lanes else row
-        return self.prototypes[row, choice[row, turn]] if lanes else vectors.detach()
+        choice = torch.cdist(queries, self.prototypes, p=1.0).argmin(dim=2)
+        return self.prototypes[row, choice[row, turn]]
 
 
 def _turns(row: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:

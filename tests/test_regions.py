@@ -1,4 +1,4 @@
-"""Regions and pooling against the naive definition: flood fill, sort, mean."""
+"""Regions and pooling against the naive definition: components, sort, mean."""
 
 from __future__ import annotations
 
@@ -8,28 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.regions import partition, pool, to_grid
+from tests.naive import components
 
 STUFF, THINGS = (0, 1), (2, 3)
-
-
-def flood_fill(grid: np.ndarray, category: int) -> list[list[tuple[int, int]]]:
-    """8-connected components of one class, each a list of pixels, in raster order of their first pixel."""
-    height, width = grid.shape
-    unseen = {(y, x) for y in range(height) for x in range(width) if grid[y, x] == category}
-    components = []
-    for start in sorted(unseen):
-        if start not in unseen:
-            continue
-        unseen.remove(start)
-        component, frontier = [], [start]
-        while frontier:
-            y, x = frontier.pop()
-            component.append((y, x))
-            around = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & unseen
-            unseen -= around
-            frontier += sorted(around)
-        components.append(component)
-    return components
 
 
 def naive_regions(labels: np.ndarray, limit: int) -> dict[str, list[tuple[int, int, frozenset]]]:
@@ -40,9 +21,9 @@ def naive_regions(labels: np.ndarray, limit: int) -> dict[str, list[tuple[int, i
             pixels = frozenset(zip(*(axis.tolist() for axis in np.nonzero(grid == category)), strict=True))
             found["stuff"] += [(image, category, pixels)] if pixels else []
         for category in THINGS:
-            components = sorted(flood_fill(grid, category), key=len, reverse=True)  # stable: first pixel breaks ties
-            found["instances"] += [(image, category, frozenset(component)) for component in components[:limit]]
-            rest = frozenset(pixel for component in components[limit:] for pixel in component)
+            largest_first = components(grid.tolist(), category)
+            found["instances"] += [(image, category, frozenset(component)) for component in largest_first[:limit]]
+            rest = frozenset(pixel for component in largest_first[limit:] for pixel in component)
             found["rest"] += [(image, category, rest)] if rest else []
     return found
 

@@ -7,6 +7,7 @@ result with what only the command line can say.
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import json
 import shlex
@@ -94,7 +95,8 @@ WITHOUT_EFFECT = ("--target", "--is-training", "--not-restore-last", "--save-num
 class Options:
     """What only the command line says. notes: lines for the user about flags; name: the configuration's.
 
-    changes: path -> value of every setting that the command line changed, for the command that comes next.
+    base: the configuration's content before the flags; changes: path -> value of every setting that the command line
+    changed; both for the command that comes next.
     """
 
     name: str
@@ -102,6 +104,7 @@ class Options:
     continue_train: bool
     json: str
     notes: tuple[str, ...]
+    base: Mapping[str, Any]
     changes: Mapping[str, Any]
     arguments: argparse.Namespace
 
@@ -119,7 +122,8 @@ def parse(
     if extend:
         extend(parser)
     arguments = parser.parse_args(argv)
-    data = read_config(arguments.config)
+    base = read_config(arguments.config)
+    data = copy.deepcopy(base)
     changes = _changes(arguments, flags, section)
     for path, value in changes.items():
         override(data, path, value)
@@ -136,6 +140,7 @@ def parse(
         continue_train=getattr(arguments, "continue_train", False),
         json=arguments.json,
         notes=_notes(arguments),
+        base=base,
         changes=changes,
         arguments=arguments,
     )
@@ -151,7 +156,11 @@ def next_command(
     it should read, left out where the next script finds it by itself.
     """
     shared = {path: value for path, value in options.changes.items() if path.split(".")[0] in SHARED_SECTIONS}
-    defaults = hand_over(build_config(read_config(options.config_path), where=options.config_path), options.name)
+    # What the next script makes of the configuration by itself; the file may have changed since this one read it.
+    data = copy.deepcopy(dict(options.base))
+    for path, value in shared.items():
+        override(data, path, value)
+    defaults = hand_over(build_config(data, where=options.config_path), options.name)
     handed = {path: value for path, value in hands.items() if _lookup(defaults, path) != value}
     spelled = {flag.path.format(section=section): flag for flag in flags}
     words = ["python", *script, "--config", options.config_path]

@@ -117,12 +117,14 @@ def format_table(names: Sequence[str], iou: npt.NDArray[np.float64], subsets: Su
     return "\n".join(lines)
 
 
+def iou_array(names: Sequence[str], iou: Mapping[str, float | None]) -> npt.NDArray[np.float64]:
+    """The `iou` of `ConfusionMatrix.to_dict`, class name -> percent or None, back as (C,) with NaN for None."""
+    return np.array([math.nan if (value := iou[name]) is None else value for name in names], dtype=np.float64)
+
+
 def format_columns(names: Sequence[str], columns: Mapping[str, Mapping[str, float | None]]) -> str:
     """A table with one line per class and one column per result: title -> class name -> IoU in percent or None."""
-    arrays = {
-        title: np.array([math.nan if (value := iou[name]) is None else value for name in names], dtype=np.float64)
-        for title, iou in columns.items()
-    }
+    arrays = {title: iou_array(names, iou) for title, iou in columns.items()}
     rows = [(name, [array[index] for array in arrays.values()]) for index, name in enumerate(names)]
     means = ("mIoU", [mean_iou(array) for array in arrays.values()])
     width = max(len(name) for name in (*names, "mIoU"))

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tomli_w
 import torch
 
@@ -23,6 +22,7 @@ from dataset.labels import ClassTable
 from dataset.loading import BatchLoader
 from dataset.segmentation import SegmentationDataset
 from dataset.transforms import Normalize
+from model.weight_files import first_line
 from model.weights import Report, write_weights
 from utils import build
 from utils.checkpoint import CheckpointError, atomic_write, load_state, save_state
@@ -31,7 +31,7 @@ from utils.engine import Losses, Pair, Recipe, TrainState, fit
 from utils.flags import PREDICTION, Options, next_command
 from utils.inference import label_map, predict
 from utils.log import RunLog, say, write_json, write_manifest
-from utils.metrics import ConfusionMatrix, format_table
+from utils.metrics import ConfusionMatrix, format_table, iou_array
 from utils.runtime import peak_memory_mb, pick_device, seed_everything
 
 # The script that comes after a stage, and its section of the configuration.
@@ -68,7 +68,6 @@ def run_stage(config: Config, options: Options, section: str) -> dict[str, Any]:
     run = TrainingRun(
         config=config,
         section=section,
-        name=options.name,
         state=state,
         classes=classes,
         normalize=normalize,
@@ -103,7 +102,6 @@ class TrainingRun:
 
     config: Config
     section: str
-    name: str
     state: TrainState
     classes: ClassTable
     normalize: Normalize
@@ -157,9 +155,9 @@ class TrainingRun:
         try:
             self.state.load_state_dict(saved)
         except (RuntimeError, KeyError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
+            reason = first_line(str(error))
             raise CheckpointError(
-                f"{self.folder / 'last.pt'} does not fit this configuration ({first}); continue with the settings in "
+                f"{self.folder / 'last.pt'} does not fit this configuration ({reason}); continue with the settings in "
                 f"{self.folder / 'config.toml'}, or start in another --snapshot-dir"
             ) from None
         self.scores = saved["meta"].get("scores", {})
@@ -213,7 +211,8 @@ class TrainingRun:
         }
         write_manifest(self.folder / "manifest.json", {"inputs": self.inputs, "result": summary}, device=device)
         if self.scores:
-            say(format_table(self.classes.names, _array(self.scores["iou"]), self.classes.subsets))
+            names = self.classes.names
+            say(format_table(names, iou_array(names, self.scores["iou"]), self.classes.subsets))
             say(
                 f"target val, last checkpoint: {self.scores['miou']:.2f} mIoU; best, chosen on target labels: "
                 f"{state.best:.2f} at update {state.best_step}"
@@ -237,8 +236,7 @@ class TrainingRun:
             raise DataError("the labels of target val hold no labelled pixel; check [target] ids and ignore")
         say(f"update {self.state.step}: {self.scores['miou']:.2f} mIoU on target val")
         assert self.log is not None
-        per_class = {f"iou/{name}": value for name, value in self.scores["iou"].items()}
-        self.log.scalars(self.state.step, {"miou": self.scores["miou"]} | per_class)
+        self.log.scalars(self.state.step, {"miou": self.scores["miou"], "iou": confusion.iou()})
 
     def _write_weights(self, stem: str) -> None:
         method = self.state.method
@@ -304,10 +302,6 @@ def _to_floats(losses: Losses) -> dict[str, float]:
     """All losses to the host in one transfer."""
     values = torch.stack([torch.as_tensor(value, dtype=torch.float32) for value in losses.values()])
     return dict(zip(losses, values.tolist(), strict=True))
-
-
-def _array(iou: dict[str, float | None]) -> np.ndarray:
-    return np.array([math.nan if value is None else value for value in iou.values()])
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
