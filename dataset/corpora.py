@@ -152,7 +152,9 @@ class Corpus:
         for candidate in candidates:
             if candidate.is_file():
                 return candidate
-        raise DataError(f"{given}: no such list file, neither here nor as {candidates[1]}; correct {split}_list")
+        raise DataError(
+            f"{given}: no such list file, neither here nor as {candidates[1]}; correct {split}_list (empty: no list)"
+        )
 
     def _check_entry(self, name: str, folder: Path, where: str) -> None:
         if not (folder / name).is_file():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -146,10 +146,11 @@ class LabelDecoding:
     kind "index": 8-bit grey or palette image, the stored value is the raw id.
     kind "channel": 16-bit RGB PNG, the first (red) channel is the raw id.
     kind "threshold": grey mask, a value above `threshold` is class 1, the rest class 0.
+    kind "mask": a mask of two values. Grey: 0 is class 0, and either 1 or 255 is class 1. Palette: train ids.
 
     ids: raw id -> train id; empty means that the raw id is the train id. ignore: raw ids that become 255. A
-    file with any other raw id is refused: ids are mapped by this table and never guessed. Both are idle in a
-    threshold mask, as is `threshold` elsewhere.
+    file with any other raw id is refused: ids are mapped by this table and never guessed. Both are idle in
+    masks, as is `threshold` in the other kinds.
     """
 
     kind: str
@@ -159,18 +160,19 @@ class LabelDecoding:
     threshold: int = 127
 
     KEYS = ("decode", "ids", "ignore", "threshold")
-    KINDS = ("index", "channel", "threshold")
+    KINDS = ("index", "channel", "threshold", "mask")
+    BINARY = ("threshold", "mask")
 
     def __post_init__(self) -> None:
         if self.kind not in self.KINDS:
             raise DataError(f"decode must be one of {', '.join(self.KINDS)}, found {self.kind!r}")
-        least = 2 if self.kind == "threshold" else 1
+        least = 2 if self.kind in self.BINARY else 1
         if not least <= self.num_classes <= MAX_CLASSES:
             raise DataError(f"decode = {self.kind!r} gives {least} to {MAX_CLASSES} classes, not {self.num_classes}")
-        if self.kind != "threshold":
-            self._check_ids()
+        if self.kind not in self.BINARY:
+            self._check_table()
 
-    def _check_ids(self) -> None:
+    def _check_table(self) -> None:
         wrong = sorted(v for v in set(self.ids.values()) if not 0 <= v < self.num_classes and v != IGNORE)
         if wrong:
             raise DataError(f"ids maps to {_few(wrong)}, the classes are 0..{self.num_classes - 1}")
@@ -192,48 +194,61 @@ class LabelDecoding:
 
     @property
     def mapping(self) -> Mapping[int, int]:
-        """raw id -> train id, written out."""
+        """raw id -> train id, written out. In a mask the raw ids are train ids, whatever `ids` says."""
+        if self.kind == "mask":
+            return {0: 0, 1: 1}
+        if self.kind == "threshold":
+            return {value: int(value > self.threshold) for value in range(256)}
         return self.ids or {index: index for index in range(self.num_classes)}
 
     @cached_property
     def lookup(self) -> np.ndarray:
         """(256,) uint8: raw id -> train id, 255 for ignored ids, 254 for ids that no entry mentions."""
         table = np.full(256, _UNKNOWN, dtype=np.uint8)
-        table[list(self.ignore)] = IGNORE
+        table[[IGNORE] if self.kind == "mask" else list(self.ignore)] = IGNORE
         for raw, train in self.mapping.items():
             table[raw] = train
         return table
+
+    def read(self, path: Path | str) -> np.ndarray:
+        """The raw ids (H,W) of a label file, uint8, or uint16 from a 16-bit one; not yet checked against the table.
+
+        Raises DataError for a missing or damaged file or an unexpected pixel format.
+        """
+        path = Path(path)
+        data = read_bytes(path)
+        if self.kind == "threshold":
+            return _read_grey(path, data, self.threshold)
+        reader = {"index": _read_index, "channel": _read_channel, "mask": _read_mask}[self.kind]
+        return reader(path, data)
 
     def decode(self, path: Path | str) -> np.ndarray:
         """The train ids (H,W) uint8 of a label file, 255 where ignored.
 
         Raises DataError for a missing or damaged file, an unexpected pixel format, or unknown raw ids.
         """
-        path = Path(path)
-        data = read_bytes(path)
-        if self.kind == "threshold":
-            return _decode_mask(path, data, self.threshold)
-        raw = _read_channel(path, data) if self.kind == "channel" else _read_index(path, data)
+        raw = self.read(path)
         if raw.dtype != np.uint8:
             if raw.max(initial=0) > 255:
-                raise self._unknown_ids(path, raw)
+                self.check_ids(path, np.unique(raw).tolist())
             raw = raw.astype(np.uint8)
         labels = self.lookup[raw]
         if (labels == _UNKNOWN).any():
-            raise self._unknown_ids(path, raw)
+            self.check_ids(path, np.unique(raw).tolist())
         return labels
 
-    def _unknown_ids(self, path: Path, raw: np.ndarray) -> DataError:
-        found = np.unique(raw).tolist()
-        known = {*self.mapping, *self.ignore}
-        unknown = [value for value in found if value not in known]
+    def check_ids(self, path: Path | str, found: Sequence[int]) -> None:
+        """Raise DataError with a remedy when a file's raw ids, in ascending order, are not all in the table."""
+        unknown = [value for value in found if value > 255 or self.lookup[value] == _UNKNOWN]
+        if not unknown:
+            return
         if self.ids and all(value < self.num_classes or value == IGNORE for value in found):
             remedy = "these look like train ids: use the raw labels, or set ids = {} and ignore = [255]"
         elif self.ids:
             remedy = "is this another corpus' label file? Map such ids in ids or list them in ignore"
         else:
             remedy = f"the classes are 0..{self.num_classes - 1}; map raw ids in ids or list them in ignore"
-        return DataError(f"{path}: unknown label ids {_few(unknown)} (found {_few(found)}); {remedy}")
+        raise DataError(f"{path}: unknown label ids {_few(unknown)} (found {_few(found)}); {remedy}")
 
 
 def train_id_decoding(num_classes: int) -> LabelDecoding:
@@ -323,16 +338,38 @@ def _read_channel(path: Path, data: bytes) -> np.ndarray:
     return image[:, :, 2]
 
 
-def _decode_mask(path: Path, data: bytes, threshold: int) -> np.ndarray:
-    """(H,W) uint8: 1 where the grey value is above the threshold, else 0."""
+def _read_grey(path: Path, data: bytes, threshold: int) -> np.ndarray:
+    """(H,W) uint8 grey values of a mask that will be cut at the threshold."""
+    image, grey = _grey_values(path, data)
+    if threshold > 0 and image.format != "JPEG" and grey.max(initial=0) == 1:
+        raise DataError(
+            f'{path}: a mask of 0 and 1 has nothing above {threshold}; set threshold = 0 or decode = "mask"'
+        )
+    return grey
+
+
+def _read_mask(path: Path, data: bytes) -> np.ndarray:
+    """(H,W) uint8 train ids: those of a palette image, or 0 and 1 of a grey one whose values are 0/1 or 0/255."""
+    header = _png_header(data)
+    if header is not None and header[1] == 3:
+        return _read_index(path, data)
+    image, grey = _grey_values(path, data)
+    if image.format == "JPEG":
+        raise DataError(f'{path}: JPEG blurs the edges of a mask; use the original, or decode = "threshold"')
+    found = set(np.unique(grey).tolist())
+    if not (found <= {0, 1} or found <= {0, IGNORE}):
+        raise DataError(
+            f'{path}: a mask holds 0 and 1 or 0 and 255, this one {_few(sorted(found))}; decode = "index" with ids'
+            ' and ignore maps other values, decode = "threshold" cuts grey ones'
+        )
+    return (grey > 0).astype(np.uint8)
+
+
+def _grey_values(path: Path, data: bytes) -> tuple[Image.Image, np.ndarray]:
+    """The image, and its values (H,W) uint8; 1-bit files have 0 and 255. A colour file must be grey throughout."""
     image = open_image(path, data)
     if image.mode not in ("1", "L", "RGB"):
         raise DataError(f"{path}: a mask must be an 8-bit grey image, this is {image.format} {image.mode}")
     if image.mode == "RGB" and (np.ptp(np.asarray(image), axis=2) > 0).any():
         raise DataError(f"{path}: a mask must be grey, this one has colours; check labels and decode")
-    grey = np.asarray(image.getchannel("R") if image.mode == "RGB" else image.convert("L"))
-    if threshold > 0 and image.format != "JPEG" and grey.max(initial=0) == 1:
-        raise DataError(
-            f'{path}: a mask of 0 and 1 has nothing above {threshold}; set threshold = 0 or decode = "index"'
-        )
-    return (grey > threshold).astype(np.uint8)
+    return image, np.asarray(image.getchannel("R") if image.mode == "RGB" else image.convert("L"))

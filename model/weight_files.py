@@ -176,8 +176,8 @@ def _open_train_state(
         raise WeightsError(f"{path} is a training state of format {content['format']!r}, known is {STATE_FORMAT!r}")
     if not isinstance(content.get("network"), Mapping):
         raise WeightsError(f"{path} is a training state without its 'network' entry: give another checkpoint")
-    meta = {name: value for name, value in content.items() if _is_plain(value)}
-    meta.pop("format")
+    plain = {name: value for name, value in content.items() if name not in ("format", "meta") and _is_plain(value)}
+    meta = {**content.get("meta", {}), **plain}  # spelled as in a sidecar
     return dict(content["network"]), meta.pop("architecture", None), meta
 
 

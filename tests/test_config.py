@@ -15,7 +15,9 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from dataset.transforms import Normalize
 from model.deeplab import build_network
+from model.weight_files import Weights as FileWeights
 from tests.worlds import own_settings, write_settings
 from utils import build
 from utils.config import (
@@ -142,6 +144,27 @@ def test_without_config_a_script_means_the_released_settings() -> None:
     assert (config.source["root"], config.target["root"]) == ("data/gta5_deeplab", "data/Cityscapes")
     assert (config.model.name, config.model.branches, config.evaluate.save) == ("resnet101", 2, "result/cityscapes")
     assert options.name == "gta5_to_cityscapes"
+
+
+def recorded_with(meta: dict[str, Any]) -> FileWeights:
+    return FileWeights(path=Path("w.pth"), state={}, layout="deeplab", sha256="", meta=meta)
+
+
+def test_the_input_mean_is_the_files_then_the_settings_then_the_networks(tmp_path: Path) -> None:
+    network = build_network("resnet18", num_classes=4, width=4)
+    own = build_config(own_settings(tmp_path), where="own")
+    set_ = build_config(own_settings(tmp_path, model={"input_mean": [1, 2, 3]}), where="set")
+    recorded = recorded_with({"input": {"order": "RGB", "mean": [4, 5, 6], "std": [7, 8, 9]}})
+    assert build.normalizer(network, own).mean == pytest.approx((104.00698793, 116.66876762, 122.67891434))
+    assert build.normalizer(network, set_) == Normalize(mean=(1, 2, 3))
+    assert build.normalizer(network, set_, recorded_with({})) == Normalize(mean=(1, 2, 3))
+    assert build.normalizer(network, set_, recorded) == Normalize(order="RGB", mean=(4, 5, 6), std=(7, 8, 9))
+
+
+@pytest.mark.parametrize("mean", [[1, 2], [1, 2, 256], [1, 2, -1], [1, 2, float("nan")]])
+def test_an_input_mean_is_three_grey_values(tmp_path: Path, mean: list[float]) -> None:
+    with pytest.raises(ConfigError, match=r"input_mean must be three numbers within 0\.\.255"):
+        build_config(own_settings(tmp_path, model={"input_mean": mean}), where="own")
 
 
 # ---- handing over ----

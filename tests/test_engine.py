@@ -213,7 +213,7 @@ def update(world: Path) -> Callable[..., Update]:
             weights={**ALL_OFF, **dataclasses.asdict(stage.weights)},
             statistics=stage.statistics,
             precision=precision,
-            normalize=build.normalizer(network),
+            normalize=build.normalizer(network, config),
         )
         pairs = build.training_pairs(
             config,

@@ -244,7 +244,7 @@ def test_decoding_survives_pickling_after_use() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "colour"}, "decode must be one of index, channel, threshold"),
+        ({"kind": "colour"}, "decode must be one of index, channel, threshold, mask"),
         ({"ids": {1: 5}}, "ids maps to 5"),
         ({"ignore": (2,)}, "raw ids 2 are classes and listed in ignore"),
         ({"num_classes": 255}, "1 to 254 classes"),
@@ -357,6 +357,68 @@ def test_camvid_described_in_a_table() -> None:
     without_ignore = Corpus.from_mapping({**entries, "ignore": [255]}, num_classes=11)
     with pytest.raises(DataError, match="unknown label ids 11 "):
         [without_ignore.decoding.decode(path) for path in label_files(samples)]
+
+
+MASK = LabelDecoding(kind="mask", num_classes=2)
+
+
+@pytest.mark.parametrize(
+    ("mode", "stored", "expected"),
+    [
+        ("L", [[0, 1, 1]], [[0, 1, 1]]),
+        ("L", [[0, 255, 255]], [[0, 1, 1]]),
+        ("L", [[255, 255, 255]], [[1, 1, 1]]),
+        ("L", [[0, 0, 0]], [[0, 0, 0]]),
+        ("1", [[0, 255, 0]], [[0, 1, 0]]),
+        ("RGB", [[0, 255, 0]], [[0, 1, 0]]),
+        ("P", [[0, 1, 255]], [[0, 1, IGNORE]]),  # a palette image holds train ids, as dataset.tile writes them
+    ],
+)
+def test_masks_of_either_convention(tmp_path: Path, mode: str, stored: list, expected: list) -> None:
+    image = Image.fromarray(np.array(stored, dtype=np.uint8))
+    if mode == "P":
+        image.putpalette(list(range(256)) * 3)
+    path = tmp_path / "mask.png"
+    (image if mode in ("L", "P") else image.convert(mode)).save(path)
+    assert MASK.decode(path).tolist() == expected
+
+
+@pytest.mark.parametrize("values", [[0, 1, 255], [0, 128, 255], [2], [0, 254]])
+def test_a_mask_of_neither_convention_is_refused(tmp_path: Path, values: list[int]) -> None:
+    """0, 1 and 255 in one grey file: 255 could be the class, or no data."""
+    Image.fromarray(np.array([values], dtype=np.uint8)).save(tmp_path / "mask.png")
+    with pytest.raises(DataError, match=r"mask\.png: a mask holds 0 and 1 or 0 and 255") as error:
+        MASK.decode(tmp_path / "mask.png")
+    assert "\n" not in str(error.value)
+
+
+def test_a_palette_mask_of_other_ids_a_colour_file_and_a_jpeg_are_refused(tmp_path: Path) -> None:
+    palette = Image.fromarray(np.array([[0, 2]], dtype=np.uint8))
+    palette.putpalette(list(range(256)) * 3)
+    palette.save(tmp_path / "palette.png")
+    with pytest.raises(DataError, match="unknown label ids 2"):
+        MASK.decode(tmp_path / "palette.png")
+    Image.new("RGB", (2, 2), (255, 0, 0)).save(tmp_path / "red.png")
+    with pytest.raises(DataError, match="must be grey"):
+        MASK.decode(tmp_path / "red.png")
+    Image.new("L", (8, 8)).save(tmp_path / "lossy.jpg")
+    with pytest.raises(DataError, match="JPEG blurs"):
+        MASK.decode(tmp_path / "lossy.jpg")
+
+
+@pytest.mark.parametrize("kind", LabelDecoding.KINDS)
+def test_reading_and_looking_up_is_decoding(tmp_path: Path, kind: str) -> None:
+    """What a scan counts by raw ids is what training sees."""
+    ids = {} if kind in LabelDecoding.BINARY else {0: 1, 1: 0}
+    decoding = LabelDecoding(kind=kind, num_classes=2, ids=ids)
+    values = np.random.default_rng(0).integers(0, 2, (5, 7))
+    path = tmp_path / "label.png"
+    if kind == "channel":
+        save_rgb16(path, values)
+    else:
+        Image.fromarray((values * (255 if kind in LabelDecoding.BINARY else 1)).astype(np.uint8)).save(path)
+    np.testing.assert_array_equal(decoding.lookup[decoding.read(path)], decoding.decode(path))
+    np.testing.assert_array_equal(decoding.decode(path), values if kind in LabelDecoding.BINARY else 1 - values)
 
 
 @pytest.mark.skipif(not (SHARED_DATA / "roads_epfl_to_massachusetts").is_dir(), reason="no road tiles here")

@@ -306,24 +306,6 @@ def test_counts_and_sources_are_said(chain: Checkout) -> None:
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Runs a script as `python NAME ARGUMENTS` would, in this process; returns exit code, output and errors."""
-
-    def run(name: str, *argv: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [name, *argv])
-        capsys.readouterr()
-        code = 0
-        try:
-            runpy.run_path(str(ROOT / name), run_name="__main__")
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
-
-
-@pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to run scripts from: own data in world/, predictions equal to the truth in out/, weights w.pth."""
     monkeypatch.chdir(tmp_path)

@@ -1,7 +1,8 @@
 """Tiny data sets and configurations on disk, for tests of configuration, engine and scripts.
 
 `write_own` makes data of one's own (four classes, lists, train ids), `write_official` GTA5 and Cityscapes in their
-official layout. Both draw blobs whose colour tells the class, so that a few updates learn something.
+official layout, `write_corpus` any corpus of the paper in its own. All draw blobs whose colour tells the class, so that
+a few updates learn something.
 """
 
 from __future__ import annotations
@@ -10,12 +11,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import tomli_w
 from PIL import Image
 
 NAMES = ("road", "sky", "car", "person")
 LABEL_IDS = (7, 11, 23, 24, 26, 33)  # official ids: road, building, sky, person, car, bicycle
+SYNTHIA_IDS = (3, 1, 10, 8, 21, 22)  # SYNTHIA's ids: road, sky, person, car, wall, and one that is ignored
+TILES = {  # corpus -> suffix of images, ending of the folders' names, value of class 1 in the masks
+    "inria": (".tif", "", 255),
+    "massachusetts_buildings": (".png", "", 1),
+    "deepglobe": (".png", "", 255),
+    "massachusetts_roads": (".png", "_cleannull", 255),
+}
 TINY_NETWORK = {"name": "resnet18", "width": 4, "restore_from": "random"}
 ALIGNED = {"seg": 1.0, "adv": 1e-2, "stuff": 1e-1, "instances": 1e-1}
 SELF_TRAINED = {**ALIGNED, "pseudo": 1.0, "separation": 1e-1, "aggregation": 1e-1}
@@ -83,6 +92,61 @@ def write_official(gta5: Path, cityscapes: Path, *, size: tuple[int, int] = (96,
             save_png(cityscapes / "leftImg8bit" / split / f"{stem}_leftImg8bit.png", image)
             save_png(cityscapes / "gtFine" / split / f"{stem}_gtFine_labelIds.png", label)
             save_png(cityscapes / "gtFine" / split / f"{stem}_gtFine_color.png", image)
+
+
+def write_corpus(name: str, root: Path) -> None:
+    """A few images of odd and differing sizes of a known corpus, in its official layout below `root`."""
+    rng = np.random.default_rng(3)
+    if name == "cityscapes":
+        _write_cityscapes(root, rng)
+    elif name == "gta5":
+        for stem in ("00001", "00002", "24966"):
+            label = scene(rng, _odd_size(rng), LABEL_IDS)
+            save_png(root / "images" / f"{stem}.png", photograph(rng, label, shift=0))
+            save_png(root / "labels" / f"{stem}.png", label)
+    elif name == "synthia":
+        for stem in ("0000000", "0000001", "0009399"):
+            label = scene(rng, _odd_size(rng), SYNTHIA_IDS)
+            save_png(root / "RGB" / f"{stem}.png", photograph(rng, label, shift=0))
+            save_synthia_label(root / "GT" / "LABELS" / f"{stem}.png", label, rng)
+    else:
+        _write_tiles(root, rng, *TILES[name])
+
+
+def _write_cityscapes(root: Path, rng: np.random.Generator) -> None:
+    for split, city in (("train", "aachen"), ("train", "bochum"), ("val", "frankfurt")):
+        for index in range(2):
+            label = scene(rng, _odd_size(rng), LABEL_IDS)
+            stem = f"{city}/{city}_{index:06d}_000019"
+            image = photograph(rng, label, shift=40)
+            save_png(root / "leftImg8bit" / split / f"{stem}_leftImg8bit.png", image)
+            save_png(root / "gtFine" / split / f"{stem}_gtFine_labelIds.png", label)
+            save_png(root / "gtFine" / split / f"{stem}_gtFine_instanceIds.png", label.astype(np.uint16) * 1000)
+            save_png(root / "gtFine" / split / f"{stem}_gtFine_color.png", image)
+
+
+def save_synthia_label(path: Path, label: np.ndarray, rng: np.random.Generator) -> None:
+    """A 16-bit RGB PNG: the class in the first channel, an instance number in the second, nothing in the third."""
+    instance = rng.integers(0, 2000, label.shape).astype(np.uint16)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), np.dstack([np.zeros_like(instance), instance, label.astype(np.uint16)]))  # BGR
+
+
+def _write_tiles(root: Path, rng: np.random.Generator, suffix: str, folder: str, value: int) -> None:
+    """Aerial tiles with unpadded names, masks of 0 and `value`, and the lists of train and val."""
+    for split, numbers in (("train", (1, 2, 10)), ("val", (3, 20))):
+        names = [f"tile{number}{suffix}" for number in numbers]
+        for name in names:
+            mask = scene(rng, _odd_size(rng), (0, 0, 1))
+            save_png(root / f"Images{folder}" / name, photograph(rng, mask, shift=len(suffix)))
+            save_png(root / f"SegmentationClass{folder}" / name.replace(suffix, ".png"), mask * np.uint8(value))
+        (root / f"{split}.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+
+
+def _odd_size(rng: np.random.Generator) -> tuple[int, int]:
+    """(W, H), both odd."""
+    width, height = 2 * rng.integers(40, 60, 2) + 1
+    return int(width), int(height)
 
 
 # ---- configurations ----

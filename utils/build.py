@@ -257,7 +257,7 @@ def prediction_run(config: Config, options: Options, *, restore_from: str, split
     network, weights, report = trained_network(restore_from, config, classes, pick_device(config.run.device))
     for line in report.lines:
         say(line)
-    stream = predict(network, loader, normalize=normalizer(network), precision=config.run.precision)
+    stream = predict(network, loader, normalize=normalizer(network, config, weights), precision=config.run.precision)
     return PredictionRun(classes, weights, loader.num_images, stream)
 
 
@@ -289,9 +289,14 @@ def last_checkpoint(restore_from: str) -> Path | str:
     return path / "last.pt"
 
 
-def normalizer(network: SegmentationNetwork) -> Normalize:
-    """The normalisation of the images that the network expects."""
-    return Normalize(**input_statistics(network.name))
+def normalizer(network: SegmentationNetwork, config: Config, weights: Weights | None = None) -> Normalize:
+    """The normalisation of the network's images: as recorded with its weights, else `[model] input_mean` over the
+    network's own."""
+    recorded = weights.meta.get("input") if weights else None
+    statistics = recorded or input_statistics(network.name)
+    if config.model.input_mean and not recorded:
+        statistics = {**statistics, "mean": config.model.input_mean}
+    return Normalize(order=statistics["order"], mean=tuple(statistics["mean"]), std=tuple(statistics["std"]))
 
 
 def build_method(

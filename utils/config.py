@@ -68,7 +68,8 @@ class Run:
 @dataclass(frozen=True)
 class Model:
     """The networks; the widths scale every channel count, 64 is the published size. restore_from: `random`,
-    `torchvision`, `timm` or a file, where stage 1 starts; download: allow the two hubs to fetch what is not on disk."""
+    `torchvision`, `timm` or a file, where stage 1 starts; download: allow the two hubs to fetch what is not on disk.
+    input_mean: three channel means in 0..255, in the network's channel order (BGR but for timm); empty: its own."""
 
     name: str = "resnet101"
     branches: int = 2
@@ -76,6 +77,7 @@ class Model:
     discriminator_width: int = 64
     output_stride: int = 8
     train_norm_affine: bool = False
+    input_mean: tuple[float, ...] = ()
     restore_from: str = "torchvision"
     download: bool = False
 
@@ -161,6 +163,7 @@ class Evaluate:
     restore_from: str = ""
     save: str = ""
     split: str = "val"
+    boundary_ratio: float = 0.02
     batch_size: int = 1
 
 
@@ -190,7 +193,8 @@ def nearest(name: str, choices: Sequence[str]) -> str:
 
 
 def read_config(path: str | Path, *, below: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A TOML file as a dict, laid over the one beside it that its key `extends` names.
+    """A TOML file as a dict, laid over those that its key `extends` names: one file, or a list in which later ones
+    are laid over earlier ones, each relative to the file itself.
 
     Raises ConfigError naming the file when it is missing or not TOML, or when files extend each other in a circle.
     """
@@ -198,12 +202,14 @@ def read_config(path: str | Path, *, below: tuple[Path, ...] = ()) -> dict[str, 
     if path.resolve() in below:
         raise ConfigError(f"configuration {path} extends itself")
     data = _read_toml(path)
-    base = data.pop("extends", None)
-    if base is None:
-        return data
-    if not isinstance(base, str):
-        raise ConfigError(f"configuration {path}: extends must be the name of a file, not {base!r}")
-    return _merge(read_config(path.parent / base, below=(*below, path.resolve())), data)
+    bases = data.pop("extends", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"configuration {path}: extends must be the name of a file, or a list of them, not {bases!r}")
+    merged: dict[str, Any] = {}
+    for base in bases:
+        merged = _merge(merged, read_config(path.parent / base, below=(*below, path.resolve())))
+    return _merge(merged, data)
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -288,6 +294,9 @@ def _check_size(size: Any, where: str) -> None:
 def _check(config: Config, where: str) -> None:
     """Values that no type can rule out."""
     _one_of(config.run.precision, PRECISIONS, f"{where}: [run] precision")
+    mean = config.model.input_mean
+    if mean and not (len(mean) == 3 and all(0 <= value <= 255 for value in mean)):
+        raise ConfigError(f"{where}: [model] input_mean must be three numbers within 0..255, not {list(mean)}")
     for name, stage in (("step1", config.step1), ("step2", config.step2)):
         _check_stage(stage, f"{where}: [{name}]")
     for key in ("cap", "proportion"):
@@ -300,6 +309,10 @@ def _check(config: Config, where: str) -> None:
     _at_least(config.run.num_workers, 0, f"{where}: [run] num_workers")
     _at_least(config.run.log_every, 1, f"{where}: [run] log_every")
     _at_least(config.evaluate.batch_size, 1, f"{where}: [evaluate] batch_size")
+    if not 0 < config.evaluate.boundary_ratio <= 1:
+        raise ConfigError(
+            f"{where}: [evaluate] boundary_ratio must be above 0 and at most 1, not {config.evaluate.boundary_ratio}"
+        )
 
 
 def _check_stage(stage: Stage, where: str) -> None:

@@ -61,7 +61,7 @@ def run_stage(config: Config, options: Options, section: str) -> dict[str, Any]:
     # A run that goes on brings its own weights; those it once started from may be gone.
     restore_from = "random" if options.continue_train else stage.restore_from
     network, report = build.network_and_report(config, restore_from, classes, device)
-    normalize = build.normalizer(network)
+    normalize = build.normalizer(network, config)
     recipe = Recipe(weights=weights, statistics=stage.statistics, precision=config.run.precision, normalize=normalize)
     method = build.build_method(network, classes, config, stage, device)
     state = TrainState.fresh(method, stage, device=device, precision=config.run.precision)
