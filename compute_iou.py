@@ -1,4 +1,4 @@
-"""Score a folder of predictions against a folder of ground truth: IoU per class and mIoU, in percent.
+"""Score a folder of predictions against a folder of ground truth, in percent; docs/evaluation.md explains the numbers.
 
     python compute_iou.py ./data/Cityscapes/gtFine/val result/cityscapes
     python compute_iou.py LABELS PREDICTIONS --config configs/camvid_day_to_dusk.toml --json scores.json
@@ -15,38 +15,38 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dataset.corpora import Corpus, DataError
-from dataset.labels import ClassTable, train_id_decoding
-from utils import build
+from dataset.labels import train_id_decoding
+from utils import build, tables
 from utils.config import Parser
-from utils.flags import parse
+from utils.evaluation import Evaluation
+from utils.flags import parse, report_files
 from utils.log import progress, say, write_json
-from utils.metrics import ConfusionMatrix, format_historical, format_table
 from utils.runtime import launch
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the table; with --json write it, too."""
-    config, options = parse(argv, description=__doc__, section="evaluate", flags=(), extend=_folders)
+    """Print the report; with --json, --csv and --markdown write it, too."""
+    config, options = parse(argv, description=__doc__, section="evaluate", flags=(), extend=_arguments)
     arguments = options.arguments
     classes = build.class_table(config, arguments)
-    confusion = score(
+    evaluation = Evaluation(classes.names, classes.subsets, boundary_ratio=config.evaluate.boundary_ratio)
+    score(
+        evaluation,
         Path(arguments.gt_dir),
         Path(arguments.pred_dir),
         corpus=build.corpus(config, "target", classes),
         split=config.evaluate.split,
-        classes=classes,
     )
-    say(format_historical(classes.names, confusion.iou()))  # the lines that people's own scripts read
-    say(format_table(classes.names, confusion.iou(), classes.subsets))
+    report = evaluation.report()
+    tables.publish(report, csv_file=arguments.csv, markdown_file=arguments.markdown)
     if options.json:
-        write_json(options.json, confusion.to_dict(classes.names, classes.subsets))
+        write_json(options.json, report.to_dict())
 
 
-def score(truth: Path, predictions: Path, *, corpus: Corpus, split: str, classes: ClassTable) -> ConfusionMatrix:
-    """The confusion matrix over all pairs. Raises DataError naming a prediction that is missing or of another size."""
+def score(evaluation: Evaluation, truth: Path, predictions: Path, *, corpus: Corpus, split: str) -> None:
+    """Score all pairs. Raises DataError naming a prediction that is missing or of another size."""
     found = _predictions(predictions, corpus)
-    decode = train_id_decoding(classes.num_classes).decode
-    confusion = ConfusionMatrix(classes.num_classes)
+    decode = train_id_decoding(len(evaluation.names)).decode
     labels = corpus.truths(split, truth)
     for path in progress(labels, description="score", unit="image"):
         prediction = found.pop(_stem(path.name, corpus), None)
@@ -56,15 +56,15 @@ def score(truth: Path, predictions: Path, *, corpus: Corpus, split: str, classes
         if expected.shape != predicted.shape:
             sizes = [f"{array.shape[1]}x{array.shape[0]}" for array in (predicted, expected)]
             raise DataError(f"{prediction} is {sizes[0]}, its truth {path} is {sizes[1]}; predict at full size")
-        confusion.update(predicted, expected)
+        evaluation.update(predicted, expected)
     if found:
         say(f"note: {len(found)} predictions have no truth and were not scored, the first is {min(found.values())}")
-    return confusion
 
 
-def _folders(parser: Parser) -> None:
+def _arguments(parser: Parser) -> None:
     parser.add_argument("gt_dir", help="folder of label files")
     parser.add_argument("pred_dir", help="folder of predictions")
+    report_files(parser)
 
 
 def _predictions(folder: Path, corpus: Corpus) -> dict[str, Path]:

@@ -1,54 +1,135 @@
-"""Predict the target's validation images: one PNG of train ids and one in colour per image.
+"""Predict the target's validation images: PNGs of train ids, in colour and of official label ids, or scores at once.
 
     python evaluate_cityscapes.py                                             from runs/gta5_to_cityscapes/step2
     python evaluate_cityscapes.py --restore-from ./pretrained/GTA2Cityscapes/GTA5_Best.pth
+    python evaluate_cityscapes.py --in-memory --json scores.json              score, write no PNGs
+    python evaluate_cityscapes.py --set test --label-ids result/server        for the Cityscapes server
 
 Any weights of this family are recognised: our checkpoints and run folders, released DeepLab-v2, VGG-16 and Oracle
-files. Labels are not read. Writes `<image>.png` and `<image>_color.png` at the images' own size. Next: compute_iou.py.
+files. Writes `<image>.png` and `<image>_color.png` at the images' own size and reads no labels; next: compute_iou.py.
+With --in-memory the predictions are scored as they come, calibration included, and PNGs are written where --save is
+given, too. docs/evaluation.md explains the numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from utils import build
+from dataset.labels import ClassTable
+from utils import build, tables
 from utils.checkpoint import atomic_write
-from utils.config import Config
-from utils.flags import PREDICTION, Options, next_command, parse
-from utils.inference import label_map
+from utils.config import Config, ConfigError, Parser
+from utils.evaluation import Evaluation, labels_and_confidence
+from utils.flags import EVALUATION, Options, next_command, parse, report_files
+from utils.inference import Prediction, label_map
 from utils.log import progress, say, write_json
 from utils.runtime import launch
 
+UNLABELLED = 0  # the official id of a pixel without an answer
+
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Predict and write PNGs."""
-    config, options = parse(argv, description=__doc__, section="evaluate", flags=PREDICTION)
+    """Predict; write PNGs, or score, or both."""
+    config, options = parse(argv, description=__doc__, section="evaluate", flags=EVALUATION, extend=_arguments)
     evaluate(config, options)
 
 
 def evaluate(config: Config, options: Options) -> None:
-    """Write the predictions that the `[evaluate]` section describes."""
-    settings, folder = config.evaluate, Path(config.evaluate.save)
-    classes, weights, total, stream = build.prediction_run(
-        config, options, restore_from=settings.restore_from, split=settings.split
+    """Do with the predictions what the `[evaluate]` section and the flags say."""
+    settings = config.evaluate
+    classes = build.class_table(config, options.arguments)
+    folders = _folders(config, options, classes)
+    in_memory = options.arguments.in_memory
+    run = build.prediction_run(
+        config, options, restore_from=settings.restore_from, split=settings.split, labelled=in_memory
     )
-    for item in progress(stream, total=total, description="evaluate", unit="image"):
-        labels = label_map(item.logits, item.label.shape[-2:]).cpu().numpy()
-        stem = PurePosixPath(item.name).stem
-        for name, image in ((f"{stem}.png", Image.fromarray(labels)), (f"{stem}_color.png", classes.colorize(labels))):
-            with atomic_write(folder / name) as temporary:
+    evaluation = Evaluation(classes.names, classes.subsets, boundary_ratio=settings.boundary_ratio)
+    for item in progress(run.stream, total=run.total, description="evaluate", unit="image"):
+        labels = score(evaluation, item) if in_memory else predicted_labels(item)
+        for path, image in _images(PurePosixPath(item.name).stem, labels, classes, folders):
+            with atomic_write(path) as temporary:
                 image.save(temporary)
 
+    result: dict[str, Any] = {"restore_from": str(run.weights.path), "sha256": run.weights.sha256, "images": run.total}
+    if in_memory:
+        report = evaluation.report()
+        tables.publish(report, csv_file=options.arguments.csv, markdown_file=options.arguments.markdown)
+        result |= report.to_dict()
     if options.json:
-        result = {"restore_from": str(weights.path), "sha256": weights.sha256, "images": total}
-        write_json(options.json, result | {"save": str(folder)})
-    truth = build.corpus(config, "target", classes).label_folder(settings.split)
-    say(f"{total} predictions in {folder}")
-    scoring = next_command(options, ["compute_iou.py", str(truth), str(folder)], flags=(), section="evaluate", hands={})
-    say(f"next: {scoring}")
+        write_json(options.json, result | {key: str(folder) for key, folder in folders.items()})
+    _say_end(config, options, classes, folders, run.total)
+
+
+def predicted_labels(item: Prediction) -> np.ndarray:
+    """The train ids (H, W) of a prediction at its image's size."""
+    return label_map(item.logits, item.label.shape[-2:]).cpu().numpy()
+
+
+def score(evaluation: Evaluation, item: Prediction) -> np.ndarray:
+    """The train ids (H, W) of a prediction at its label's size, scored."""
+    labels, confidence = labels_and_confidence(item.logits, item.label.shape[-2:])
+    predicted = labels.cpu().numpy()
+    evaluation.update(predicted, item.label.numpy(), confidence.cpu().numpy())
+    return predicted
+
+
+def to_label_ids(labels: np.ndarray, label_ids: Sequence[int]) -> np.ndarray:
+    """Train ids (H, W) as official label ids, uint8; 255 becomes 0, unlabelled."""
+    lookup = np.full(256, UNLABELLED, dtype=np.uint8)
+    lookup[: len(label_ids)] = label_ids
+    return lookup[labels]
+
+
+def _arguments(parser: Parser) -> None:
+    parser.add_argument("--in-memory", action="store_true", help="score at once; PNGs only where --save is given")
+    report_files(parser)
+
+
+def _folders(config: Config, options: Options, classes: ClassTable) -> dict[str, Path]:
+    """Where PNGs go: `save` for train ids and colours, `label_ids` for official ids. Raises ConfigError for flags that
+    cannot be together."""
+    settings, arguments = config.evaluate, options.arguments
+    if (arguments.csv or arguments.markdown) and not arguments.in_memory:
+        raise ConfigError("--csv and --markdown need --in-memory: without it nothing is scored")
+    folders = {"save": Path(settings.save)}
+    if arguments.in_memory and "evaluate.save" not in options.changes:
+        del folders["save"]
+    if settings.label_ids:
+        if classes.label_ids is None:
+            raise ConfigError("[evaluate] label_ids: the class table has no label_ids; add them under [classes]")
+        folders["label_ids"] = Path(settings.label_ids)
+    if len({os.path.abspath(folder) for folder in folders.values()}) < len(folders):
+        raise ConfigError(f"--save and --label-ids both name {settings.save}: their files have the same names")
+    return folders
+
+
+def _images(
+    stem: str, labels: np.ndarray, classes: ClassTable, folders: dict[str, Path]
+) -> Iterator[tuple[Path, Image.Image]]:
+    """The files of one prediction."""
+    if "save" in folders:
+        yield folders["save"] / f"{stem}.png", Image.fromarray(labels)
+        yield folders["save"] / f"{stem}_color.png", classes.colorize(labels)
+    if "label_ids" in folders and classes.label_ids is not None:
+        yield folders["label_ids"] / f"{stem}.png", Image.fromarray(to_label_ids(labels, classes.label_ids))
+
+
+def _say_end(config: Config, options: Options, classes: ClassTable, folders: dict[str, Path], total: int) -> None:
+    """Where everything is, and the command that comes next; PNGs that were not written cannot be scored."""
+    if "label_ids" in folders:
+        say(f"{total} predictions of official label ids in {folders['label_ids']}")
+    if "save" not in folders:
+        return
+    say(f"{total} predictions in {folders['save']}")
+    truth = build.corpus(config, "target", classes).label_folder(config.evaluate.split)
+    command = ["compute_iou.py", str(truth), str(folders["save"])]
+    say(f"next: {next_command(options, command, flags=(), section='evaluate', hands={})}")
 
 
 if __name__ == "__main__":

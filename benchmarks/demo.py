@@ -26,7 +26,7 @@ from dataset.labels import ClassTable
 from utils import build
 from utils.config import Config, build_config, read_config
 from utils.log import say, write_json
-from utils.metrics import format_columns
+from utils.tables import format_columns
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ("source_only", "control", "step1", "step2")

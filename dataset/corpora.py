@@ -16,12 +16,23 @@ from typing import Any
 from dataset.labels import LabelDecoding
 from dataset.toml import DataError, Table, is_integer, shipped_table
 
-__all__ = ["Corpus", "DataError", "Sample", "flat_names", "pseudo_label_name", "with_pseudo_labels"]
+__all__ = [
+    *("Corpus", "DataError", "EntryError", "Sample"),
+    *("files_below", "flat_names", "pseudo_label_name", "with_pseudo_labels"),
+]
 
 SPLITS = ("train", "val", "test")
 _FOLDER_KEYS = ("root", "images", "labels", "image_suffix", "label_suffix")
 _LIST_KEYS = tuple(f"{split}_list" for split in SPLITS)
 KEYS = ("corpus", *_FOLDER_KEYS, *LabelDecoding.KEYS, *_LIST_KEYS, "expected")
+
+
+class EntryError(DataError):
+    """A bad entry of a list file. `kind`: what it has in common with others, in a few words."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -93,16 +104,33 @@ class Corpus:
         "train": the whole folder. Raises DataError for a missing folder, an empty split, a bad list entry, a
         missing image or, when `labelled`, a missing label.
         """
-        if not re.fullmatch(r"[\w-]+", split):
-            raise DataError(f"{self.name}: {split!r} is not the name of a split")
         folder = self.image_folder(split)
-        names = self._listed(split, folder) if split in self.lists else self._found(split, folder)
+        names = []
+        for name, flaw in self.listing(split):
+            if flaw is not None:
+                raise flaw
+            names.append(name)
         if not labelled:
             return [Sample(name, folder / name) for name in names]
         labels = self.label_folder(split)
-        samples = [Sample(name, folder / name, labels / self._label_name(name)) for name in names]
+        samples = [Sample(name, folder / name, labels / self.label_name(name)) for name in names]
         _require_labels(samples, f"check labels = {self.labels!r} and label_suffix = {self.label_suffix!r}")
         return samples
+
+    def listing(self, split: str) -> Iterator[tuple[str, EntryError | None]]:
+        """The names of a split's images in their order, each with what is wrong with its entry in the list, or None.
+
+        For those who want to know of every bad entry; `samples` raises the first. Raises DataError where there is
+        nothing to go through: no such folder or list, or an empty one.
+        """
+        if not re.fullmatch(r"[\w-]+", split):
+            raise DataError(f"{self.name}: {split!r} is not the name of a split")
+        folder = self.image_folder(split)
+        if split in self.lists:
+            yield from self._listed(split, folder)
+        else:
+            for name in self._found(split, folder):
+                yield name, None
 
     def truths(self, split: str, folder: Path) -> list[Path]:
         """The split's label files below another folder, for scoring: those its list names, or all with the suffix.
@@ -113,9 +141,9 @@ class Corpus:
         if split in self.lists:
             path = self._list_file(split)
             entries = [_relative_name(entry, folder, f"{path}, line {number}") for number, entry in _entries(path)]
-            names = [self._label_name(entry) for entry in entries]
+            names = [self.label_name(entry) for entry in entries]
         else:
-            names = sorted(name for name in _files_below(folder) if name.endswith(self.label_suffix))
+            names = sorted(name for name in files_below(folder) if name.endswith(self.label_suffix))
         if not names:
             raise DataError(f"{folder}: no label file *{self.label_suffix}; is this the right folder and --config?")
         samples = [Sample(name, folder / name, folder / name) for name in names]
@@ -129,22 +157,25 @@ class Corpus:
             return None
         return f"{self.name} {split}: {count} images, the published corpus has {expected}"
 
-    def _label_name(self, name: str) -> str:
+    def label_name(self, name: str) -> str:
+        """The name of an image's label, relative to the label folder."""
         return name[: len(name) - len(self.image_suffix)] + self.label_suffix
 
-    def _listed(self, split: str, folder: Path) -> list[str]:
+    def _listed(self, split: str, folder: Path) -> Iterator[tuple[str, EntryError | None]]:
         path = self._list_file(split)
         _require_folder(folder, f"set root or images of {self.name}")
         lines: dict[str, int] = {}
+        number = 0
         for number, entry in _entries(path):
-            name = _relative_name(entry, folder, f"{path}, line {number}")
-            if name in lines:
-                raise DataError(f"{path}, line {number}: {name} is listed already on line {lines[name]}; remove one")
-            lines[name] = number
-            self._check_entry(name, folder, f"{path}, line {number}")
-        if not lines:
+            try:
+                name = self._checked_entry(entry, folder, lines, f"{path}, line {number}")
+            except EntryError as error:
+                yield entry, error
+            else:
+                lines[name] = number
+                yield name, None
+        if number == 0:
             raise DataError(f"{path}: the list is empty; it holds one image name a line, relative to {folder}")
-        return list(lines)
 
     def _list_file(self, split: str) -> Path:
         given = Path(self.lists[split])
@@ -156,13 +187,28 @@ class Corpus:
             f"{given}: no such list file, neither here nor as {candidates[1]}; correct {split}_list (empty: no list)"
         )
 
-    def _check_entry(self, name: str, folder: Path, where: str) -> None:
+    def _checked_entry(self, entry: str, folder: Path, lines: Mapping[str, int], where: str) -> str:
+        """The image's name that an entry means; `lines`: where the names before it stood."""
+        name = _relative_name(entry, folder, where)
+        if name in lines:
+            raise EntryError(
+                "list entries that occur twice", f"{where}: {name} is listed already on line {lines[name]}; remove one"
+            )
         if not (folder / name).is_file():
             if len(name.split()) > 1:
-                raise DataError(f"{where}: {name!r} has a second column; a list holds one image name a line")
-            raise DataError(f"{where}: no image {name} in {folder}; correct the list or root")
+                raise EntryError(
+                    "list entries with a second column",
+                    f"{where}: {name!r} has a second column; a list holds one image name a line",
+                )
+            raise EntryError(
+                "list entries without an image", f"{where}: no image {name} in {folder}; correct the list or root"
+            )
         if not name.endswith(self.image_suffix):
-            raise DataError(f"{where}: {name} does not end in {self.image_suffix!r}; correct the list or image_suffix")
+            raise EntryError(
+                "list entries with another suffix",
+                f"{where}: {name} does not end in {self.image_suffix!r}; correct the list or image_suffix",
+            )
+        return name
 
     def _found(self, split: str, folder: Path) -> list[str]:
         if split != "train" and "{split}" not in self.images:
@@ -171,7 +217,7 @@ class Corpus:
                 f" set {split}_list"
             )
         _require_folder(folder, f"set root or images of {self.name}")
-        names = sorted(name for name in _files_below(folder) if name.endswith(self.image_suffix))
+        names = sorted(name for name in files_below(folder) if name.endswith(self.image_suffix))
         if not names:
             raise DataError(f"{folder}: no file ends in {self.image_suffix!r}; correct image_suffix, images or root")
         return names
@@ -244,11 +290,14 @@ def _relative_name(entry: str, folder: Path, where: str) -> str:
     if path.is_absolute():
         path = PurePosixPath(os.path.relpath(path, os.path.abspath(folder)))
     if ".." in path.parts or not path.parts:
-        raise DataError(f"{where}: {entry} is not inside {folder}; names are relative to that folder")
+        raise EntryError(
+            "list entries outside the image folder",
+            f"{where}: {entry} is not inside {folder}; names are relative to that folder",
+        )
     return str(path)
 
 
-def _files_below(folder: Path) -> Iterator[str]:
+def files_below(folder: Path) -> Iterator[str]:
     """Posix names of all files below the folder; linked folders are entered, hidden names left out."""
     for current, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]

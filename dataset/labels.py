@@ -276,6 +276,14 @@ def _few(values: Iterable[int], limit: int = 12) -> str:
 # ---- label readers ----
 
 
+def same_shape(first: tuple[int, int], second: tuple[int, int]) -> bool:
+    """Whether either (W,H) can be the other one resized, with its sides rounded to whole pixels: a label of its image's
+    shape can stand for it at any size."""
+    (width, height), (small_width, small_height) = sorted((first, second), reverse=True)
+    # Rounding moves a small side by half a pixel at most; the products move with the sides of the large one.
+    return abs(width * small_height - height * small_width) <= (width + height) / 2
+
+
 def read_bytes(path: Path) -> bytes:
     """The bytes of a file. Raises DataError naming it when it cannot be read."""
     try:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from dataset.corpora import DataError, Sample
-from dataset.labels import IGNORE, LabelDecoding, open_image, read_bytes
+from dataset.labels import IGNORE, LabelDecoding, open_image, read_bytes, same_shape
 from dataset.transforms import Augment, resize
 
 
@@ -72,6 +72,7 @@ class SegmentationDataset(Dataset[Example]):
             rng = np.random.default_rng([self.seed, self.stream, position])
             image, label = self.augment(image, label, size, rng)
         elif self.native_labels:
+            _require_same_shape(sample, image.size, (label.shape[1], label.shape[0]))
             image, _ = resize(image, None, size)
         else:
             image, label = resize(image, label, size)
@@ -82,6 +83,13 @@ class SegmentationDataset(Dataset[Example]):
         if sample.label is None or self.decoding is None:
             return np.full((image_size[1], image_size[0]), IGNORE, dtype=np.uint8)
         return self.decoding.decode(sample.label)
+
+
+def _require_same_shape(sample: Sample, image: tuple[int, int], label: tuple[int, int]) -> None:
+    """A prediction is compared with its label pixel by pixel: raise DataError for one of another shape."""
+    if not same_shape(image, label):
+        sizes = [f"{width}x{height}" for width, height in (label, image)]
+        raise DataError(f"{sample.label} is {sizes[0]}, its image {sample.image} is {sizes[1]}; fetch both again")
 
 
 def read_image(path: Path) -> Image.Image:

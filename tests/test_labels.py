@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dataset.corpora import Corpus, DataError, Sample
-from dataset.labels import IGNORE, ClassTable, LabelDecoding, load_class_table, train_id_decoding
+from dataset.labels import (
+    IGNORE,
+    ClassTable,
+    LabelDecoding,
+    load_class_table,
+    same_shape,
+    train_id_decoding,
+)
 
 SHARED_DATA = Path(__file__).parents[1] / "../shared/data"
 
@@ -429,3 +436,19 @@ def test_grey_road_masks() -> None:
     assert len(samples) == 60
     shares = [float(corpus.decoding.decode(path).mean()) for path in label_files(samples[:20])]
     assert 0.02 < float(np.mean(shares)) < 0.4
+
+
+@given(st.integers(1, 4000), st.integers(1, 4000), st.floats(0.01, 1))
+def test_a_resized_image_has_the_shape_of_its_original(width: int, height: int, factor: float) -> None:
+    resized = max(1, round(width * factor)), max(1, round(height * factor))
+    if min(width, height) * factor >= 0.5:
+        assert same_shape((width, height), resized)
+        assert same_shape(resized, (width, height))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [((1280, 760), (1280, 720)), ((1914, 1052), (1280, 720)), ((480, 360), (360, 480))]
+)
+def test_other_shapes(first: tuple[int, int], second: tuple[int, int]) -> None:
+    assert not same_shape(first, second)
+    assert not same_shape(second, first)

@@ -242,8 +242,8 @@ def test_the_printed_scores_are_those_of_a_naive_count(chain: Checkout) -> None:
     assert mean is not None
     assert float(mean[1]) == pytest.approx(np.mean(present), abs=0.005)
     assert "have no truth" not in chain.output["compute_iou.py"], "coloured predictions were not passed over"
-    for protocol in ("19", "16", "13"):
-        assert f"mIoU ({protocol} classes)" in chain.output["compute_iou.py"]
+    for protocol in ("all 19", "16 of 19", "13 of 19"):
+        assert f"mIoU over {protocol} classes" in chain.output["compute_iou.py"]
 
 
 def test_the_json_of_compute_iou_is_unrounded(
@@ -277,6 +277,59 @@ def test_without_restore_from_evaluation_reads_the_last_of_stage_2(
     assert written["images"] == 2
     assert len(list((tmp_path / "out").iterdir())) == 4
     assert f"compute_iou.py data/Cityscapes/gtFine/val {tmp_path / 'out'}" in output
+
+
+def test_scores_in_memory_are_those_of_the_pngs(
+    chain: Checkout, script: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One pass writes trainId and labelId PNGs and scores; the PNGs then give the same report, but for calibration."""
+    monkeypatch.chdir(chain.root)
+    weights = ("--restore-from", "pretrained/GTA2Cityscapes/GTA5_Best.pth")
+    configured = ("--config", "configs/gta5_to_cityscapes.toml")
+    folders = ("--save", str(tmp_path / "ids"), "--label-ids", str(tmp_path / "official"))
+    tables = ("--csv", str(tmp_path / "memory.csv"), "--markdown", str(tmp_path / "memory.md"))
+    written = ("--json", str(tmp_path / "memory.json"))
+    code, output, _ = script(EVALUATE, *configured, *weights, "--in-memory", *folders, *tables, *written)
+    assert code == 0
+    scoring = shlex.split(output.splitlines()[-1].removeprefix("next: "))
+    assert scoring[:4] == ["python", SCORE, "data/Cityscapes/gtFine/val", str(tmp_path / "ids")]
+    code, scored, _ = script(SCORE, *scoring[2:], "--json", str(tmp_path / "files.json"))
+    assert code == 0
+
+    memory, files = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("memory", "files"))
+    calibrated = memory.pop("calibration")
+    assert 0 <= calibrated["ece"] <= 100
+    assert sum(entry["pixels"] for entry in calibrated["bins"]) == memory["pixels"]
+    assert files.pop("calibration") is None
+    assert {key: memory[key] for key in files} == files
+    assert memory.keys() - files.keys() == {"restore_from", "sha256", "save", "label_ids"}
+    assert files["boundary_iou"]["ratio"] == 0.005
+    historical = [line for line in scored.splitlines() if line.startswith("===>")]
+    assert historical == [line for line in output.splitlines() if line.startswith("===>")]
+    assert f"miou,19,{memory['miou']!r}," in (tmp_path / "memory.csv").read_text(encoding="utf-8")
+    assert "| mIoU over all 19 classes |" in (tmp_path / "memory.md").read_text(encoding="utf-8")
+
+    label_ids = np.array(load_class_table("cityscapes").label_ids)
+    assert sorted(path.name for path in (tmp_path / "official").iterdir()) == [f"{stem}.png" for stem in PREDICTED]
+    for stem in PREDICTED:
+        train_ids = chain.labels(str(tmp_path / "ids"), f"{stem}.png")
+        np.testing.assert_array_equal(chain.labels(str(tmp_path / "official"), f"{stem}.png"), label_ids[train_ids])
+        np.testing.assert_array_equal(train_ids, chain.labels("result/cityscapes", f"{stem}.png"))
+
+
+def test_in_memory_without_save_writes_no_pngs(
+    chain: Checkout, script: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(chain.root)
+    before = {path: path.stat().st_mtime_ns for path in chain.root.rglob("*.png")}
+    report = tmp_path / "report.json"
+    argv = ["--config", "configs/gta5_to_cityscapes.toml", "--in-memory", "--json", str(report)]
+    code, output, _ = script(EVALUATE, *argv)
+    assert code == 0
+    assert {path: path.stat().st_mtime_ns for path in chain.root.rglob("*.png")} == before
+    assert "save" not in json.loads(report.read_text(encoding="utf-8"))
+    assert "next:" not in output, "there are no PNGs to score"
+    assert "pixel accuracy" in output
 
 
 @pytest.mark.parametrize(
@@ -351,6 +404,11 @@ EVALUATE, SCORE = "evaluate_cityscapes.py", "compute_iou.py"
 SCORED = ("world/labels", "out")
 
 
+def official_ids(root: Path) -> None:
+    """Adds label ids to the class table."""
+    write_settings(root / "own.toml", own_settings(Path("world"), classes={"label_ids": [7, 23, 26, 24]}))
+
+
 def nothing(root: Path) -> None:
     """No preparation."""
 
@@ -405,7 +463,29 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...], tuple[st
     "no folder of predictions": (nothing, SCORE, ("world/labels", "gone"), ("gone",)),
     "no folder of truth": (nothing, SCORE, ("gone", "out"), ("gone",)),
     "report is a folder": (nothing, SCORE, (*SCORED, "--json", "out"), ("out",)),
+    "table is a folder": (nothing, SCORE, (*SCORED, "--csv", "out"), ("out",)),
     "no arguments": (nothing, SCORE, (), ("gt_dir",)),
+    "tables of no scores": (nothing, EVALUATE, ("--restore-from", "w.pth", "--csv", "s.csv"), ("--in-memory",)),
+    "no official ids": (
+        *(nothing, EVALUATE, ("--restore-from", "w.pth", "--label-ids", "ids")),
+        ("label_ids", "[classes]"),
+    ),
+    "two kinds of ids in one folder": (
+        official_ids,
+        *(EVALUATE, ("--restore-from", "w.pth", "--save", "p", "--label-ids", "./p"), ("--save", "--label-ids", "p")),
+    ),
+    "truth of another shape than its image": (
+        lambda root: save_png(root / "world/labels/v1.png", np.zeros((32, 32), np.uint8)),
+        *(EVALUATE, ("--restore-from", "w.pth", "--in-memory"), ("labels/v1.png", "32x32", "64x48")),
+    ),
+    "truth that is missing": (
+        lambda root: (root / "world/labels/v1.png").unlink(),
+        *(EVALUATE, ("--restore-from", "w.pth", "--in-memory"), ("labels", "v1.png")),
+    ),
+    "boundaries of no width": (
+        *(nothing, SCORE, (*SCORED, "--override", "evaluate.boundary_ratio=0")),
+        ("boundary_ratio", "above 0"),
+    ),
 }
 
 

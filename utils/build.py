@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import multiprocessing
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 
 from dataset.corpora import Corpus, DataError, Sample, flat_names, with_pseudo_labels
+from dataset.doctor import PROBLEM, Finding, Findings, Method, examine, listed_pair
+from dataset.doctor_sets import shared, train_id_suspicion
 from dataset.labels import IGNORE, ClassTable, LabelDecoding, load_class_table, train_id_decoding
 from dataset.loading import BatchLoader, eval_loader, train_loader
 from dataset.segmentation import SegmentationDataset
@@ -32,7 +35,7 @@ from model.weights import (
 from utils.checkpoint import CheckpointError
 from utils.config import Config, ConfigError, Stage
 from utils.engine import Pair
-from utils.flags import Options
+from utils.flags import TRAINING, Options, next_command
 from utils.inference import Prediction, predict
 from utils.log import LogError, say
 from utils.runtime import pick_device
@@ -131,12 +134,84 @@ def target_dataset(config: Config, stage: Stage, classes: ClassTable) -> Segment
     )
 
 
-def probe_labels(dataset: SegmentationDataset, *, count: int = 8) -> None:
-    """Decode a few labels, evenly spread, so that a wrong id table is refused before training starts."""
-    step = max(1, len(dataset) // count)
-    for sample in dataset.samples[::step]:
-        if sample.label is not None and dataset.decoding is not None:
-            dataset.decoding.decode(sample.label)
+def check_data(
+    config: Config,
+    stage: Stage,
+    *,
+    source: SegmentationDataset,
+    target: SegmentationDataset | None,
+    validation: SegmentationDataset | None,
+) -> None:
+    """The quick form of `python -m dataset.check`, before a training: a few files of each set, evenly spread.
+
+    Says whatever is wrong with them, and which target validation images are also trained on. Raises DataError with the
+    first problem.
+    """
+    findings = Findings()
+    findings.update(_probe(Method(title="source train", table="[source]", decoding=source.decoding), source))
+    title = f"target {stage.split}"
+    if target is not None:
+        findings.update(_probe(target_method(config, title, target.decoding), target))
+    if validation is not None:
+        method = Method(title="target val", table="[target]", decoding=validation.decoding)
+        findings.update(_probe(method, validation))
+        for name, dataset in (("source train", source), (title, target)):
+            findings.update(_listed_twice(validation, name, dataset))
+    for finding in findings:
+        say(f"{finding.severity}: {finding}")
+    problems = findings.of(PROBLEM)
+    if problems:
+        raise DataError(str(problems[0]))
+
+
+def _probe(method: Method, dataset: SegmentationDataset, *, count: int = 8) -> Iterator[Finding]:
+    """What is wrong with at most `count` of the samples."""
+    step = -(-len(dataset) // count)
+    samples = dataset.samples[::step]
+    tally = examine(method, list(map(listed_pair, samples)))
+    yield from tally.findings
+    suspicion = train_id_suspicion(method, tally)
+    if suspicion is not None:
+        yield suspicion
+
+
+def _listed_twice(
+    validation: SegmentationDataset, train: str, dataset: SegmentationDataset | None
+) -> Iterator[Finding]:
+    """The problem of validation images that are also training images, by their paths."""
+    held_out = {sample.image for sample in validation.samples}
+    names = [sample.name for sample in dataset.samples if sample.image in held_out] if dataset else []
+    if names:
+        yield shared("target val", train, names=names, twin=names[0], table="[target]")
+
+
+@contextlib.contextmanager
+def full_report_named(options: Options, section: str) -> Iterator[None]:
+    """A mistake about data names the command that reports all of them."""
+    try:
+        yield
+    except DataError as error:
+        own = (f"{section}.split", f"{section}.pseudo_labels")
+        hands = {path: options.changes[path] for path in own if path in options.changes}
+        script = ["-m", "dataset.check"]
+        command = next_command(options, script, flags=TRAINING, section=section, hands=hands)
+        raise DataError(f"{error}; everything that is wrong: {command}") from None
+
+
+def target_method(config: Config, title: str, decoding: LabelDecoding | None, *, decode: bool = False) -> Method:
+    """How target training images are examined, and their pseudo labels where there is a decoding."""
+    size = config.pseudo_label.size
+    return Method(title=title, table="[target]", decoding=decoding, what="pseudo label", stretched=size, decode=decode)
+
+
+def pseudo_label_folders(config: Config) -> dict[str, list[Path]]:
+    """Splits of the target that are trained on, each with the folders of pseudo labels that a stage reads for it."""
+    folders: dict[str, list[Path]] = {config.pseudo_label.split: []}
+    for stage in (config.step1, config.step2):
+        known = folders.setdefault(stage.split, [])
+        if wants_pseudo_labels(stage) and stage.pseudo_labels and Path(stage.pseudo_labels) not in known:
+            known.append(Path(stage.pseudo_labels))
+    return folders
 
 
 def wants_pseudo_labels(stage: Stage) -> bool:
@@ -158,10 +233,15 @@ def prediction_loader(config: Config, split: str, classes: ClassTable, *, labell
     return eval_loader(dataset, batch_size=config.evaluate.batch_size, num_workers=worker_count(config))
 
 
+def has_validation(data: Corpus) -> bool:
+    """Whether a target corpus tells which images are for validation."""
+    return "val" in data.lists or "{split}" in data.images
+
+
 def validation_loader(config: Config, classes: ClassTable) -> BatchLoader | None:
     """Labelled target validation images; None, said aloud, for data of one's own without a validation list."""
     data = corpus(config, "target", classes)
-    if "val" not in data.lists and "{split}" not in data.images:
+    if not has_validation(data):
         say("note: [target] names no val_list, so there is no validation and no best checkpoint")
         return None
     return prediction_loader(config, "val", classes, labelled=True)
@@ -249,11 +329,13 @@ class PredictionRun(NamedTuple):
     stream: Iterator[Prediction]
 
 
-def prediction_run(config: Config, options: Options, *, restore_from: str, split: str) -> PredictionRun:
+def prediction_run(
+    config: Config, options: Options, *, restore_from: str, split: str, labelled: bool = False
+) -> PredictionRun:
     """What both prediction scripts begin with: data, then weights, then the stream; says what is used."""
     say_notes(config, options)
     classes = class_table(config, options.arguments)
-    loader = prediction_loader(config, split, classes, labelled=False)
+    loader = prediction_loader(config, split, classes, labelled=labelled)
     network, weights, report = trained_network(restore_from, config, classes, pick_device(config.run.device))
     for line in report.lines:
         say(line)

@@ -158,13 +158,18 @@ class PseudoLabels:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """restore_from: a file or run folder; save: output folder; split of the target."""
+    """restore_from: a file or run folder; save: output folder; split of the target.
+
+    label_ids: folder for PNGs of official label ids, empty for none. boundary_ratio: width of the boundaries that
+    boundary IoU compares, as a share of the image's diagonal.
+    """
 
     restore_from: str = ""
     save: str = ""
+    label_ids: str = ""
     split: str = "val"
-    boundary_ratio: float = 0.02
     batch_size: int = 1
+    boundary_ratio: float = 0.02
 
 
 @dataclass(frozen=True)

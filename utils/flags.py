@@ -82,6 +82,10 @@ PREDICTION = (
     Flag("--set", "{section}.split", str, "split of the target"),
     Flag("--save", "{section}.save", str, "output folder"),
 )
+EVALUATION = (
+    *PREDICTION,
+    Flag("--label-ids", "{section}.label_ids", str, "folder for PNGs of official label ids, too"),
+)
 SWITCHES = {  # on/off flags of the training scripts
     "--random-mirror": "{section}.random_mirror",
     "--random-scale": "{section}.random_scale",
@@ -113,22 +117,28 @@ def parse(
     argv: Sequence[str] | None,
     *,
     description: str,
-    section: str,
+    section: str | Sequence[str],
     flags: Sequence[Flag],
     extend: Callable[[Parser], None] | None = None,
 ) -> tuple[Config, Options]:
-    """Configuration and options from a command line; ConfigError for the user's mistakes."""
-    parser = _parser(description, section, flags)
+    """Configuration and options from a command line; ConfigError for the user's mistakes.
+
+    section: the script's own section of the configuration; flags of a script that concerns several set them all.
+    """
+    sections = (section,) if isinstance(section, str) else tuple(section)
+    parser = _parser(description, flags)
     if extend:
         extend(parser)
     arguments = parser.parse_args(argv)
+    _take_positional_config(arguments)
     base = read_config(arguments.config)
     data = copy.deepcopy(base)
-    changes = _changes(arguments, flags, section)
+    changes = _changes(arguments, flags, sections)
     for path, value in changes.items():
         override(data, path, value)
     if getattr(arguments, "data_list", None) is not None:
-        split = getattr(build_config(data, where=str(arguments.config)), section).split
+        (own,) = sections
+        split = getattr(build_config(data, where=str(arguments.config)), own).split
         changes[f"target.{split}_list"] = arguments.data_list
         override(data, f"target.{split}_list", arguments.data_list)
     name = Path(arguments.config).stem
@@ -211,7 +221,13 @@ def hand_over(config: Config, name: str) -> Config:
     return dataclasses.replace(config, step1=step1, pseudo_label=pseudo, step2=step2, evaluate=evaluate)
 
 
-def _parser(description: str, section: str, flags: Sequence[Flag]) -> Parser:
+def report_files(parser: Parser) -> None:
+    """The flags that write a report's tables."""
+    parser.add_argument("--csv", default="", metavar="FILE", help="write the scores as CSV, too")
+    parser.add_argument("--markdown", default="", metavar="FILE", help="write the scores as Markdown, too")
+
+
+def _parser(description: str, flags: Sequence[Flag]) -> Parser:
     parser = Parser(description=description)
     parser.add_argument("--config", default=str(DEFAULT_CONFIG), help="TOML file (default: GTA5 -> Cityscapes)")
     parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE", help="any key, e.g. run.seed=1")
@@ -237,18 +253,33 @@ def _parser(description: str, section: str, flags: Sequence[Flag]) -> Parser:
     return parser
 
 
+def add_positional_config(parser: argparse.ArgumentParser) -> None:
+    """Let the configuration be given without `--config`, too (for `extend` of `parse`)."""
+    parser.add_argument("positional_config", nargs="?", metavar="CONFIG", help="the same as --config CONFIG")
+
+
+def _take_positional_config(arguments: argparse.Namespace) -> None:
+    given = getattr(arguments, "positional_config", None)
+    if given is None:
+        return
+    if arguments.config != str(DEFAULT_CONFIG):
+        raise ConfigError(f"two configurations are given, {given} and --config {arguments.config}; give one")
+    arguments.config = given
+
+
 def _destination(flag: str) -> str:
     return "flag_" + flag.lstrip("-").replace("-", "_")
 
 
-def _changes(arguments: argparse.Namespace, flags: Sequence[Flag], section: str) -> dict[str, Any]:
+def _changes(arguments: argparse.Namespace, flags: Sequence[Flag], sections: Sequence[str]) -> dict[str, Any]:
     """Path -> value of every setting that the flags change; `--override` has the last word."""
     paths = {flag.name: flag.path for flag in flags} | SWITCHES
     given = {path: getattr(arguments, _destination(name), None) for name, path in paths.items()}
     given["run.device"] = _device(arguments)
     given["run.tensorboard"] = getattr(arguments, "tensorboard", None)
     given["model.download"] = arguments.download or None
-    changes = {path.format(section=section): value for path, value in given.items() if value is not None}
+    said = {path: value for path, value in given.items() if value is not None}
+    changes = {path.format(section=section): value for path, value in said.items() for section in sections}
     return changes | dict(map(_assignment, arguments.override))
 
 

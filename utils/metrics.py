@@ -1,4 +1,4 @@
-"""Scores of a segmentation, in percent: confusion matrix, IoU per class, their mean, printed tables."""
+"""Counts of a segmentation and the scores that follow from them, in percent: confusion matrix, IoU, means."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 IGNORE = 255
+MAX_CLASSES = 254  # 255 is the ignore label, 254 stands for whatever is no 8-bit id
+_EXACT = 2**24  # pixels that OpenCV's histogram counts exactly: it answers in float32
 
+Scores = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
 Subsets = Mapping[str, Sequence[int]]
 
 
@@ -24,10 +29,10 @@ class ConfusionMatrix:
     """
 
     def __init__(self, num_classes: int) -> None:
-        if not 1 <= num_classes <= IGNORE:
-            raise ValueError(f"num_classes is {num_classes}, must be in 1..{IGNORE}")
+        if not 1 <= num_classes <= MAX_CLASSES:
+            raise ValueError(f"num_classes is {num_classes}, must be in 1..{MAX_CLASSES}")
         self.num_classes = num_classes
-        self.counts = np.zeros((num_classes, num_classes + 1), dtype=np.int64)
+        self.counts: Counts = np.zeros((num_classes, num_classes + 1), dtype=np.int64)
 
     def update(self, prediction: npt.ArrayLike, truth: npt.ArrayLike) -> None:
         """Count one image, or a batch of any shape: train ids, integer arrays or CPU tensors of equal shape.
@@ -37,25 +42,22 @@ class ConfusionMatrix:
         predicted, true = np.asarray(prediction), np.asarray(truth)
         if predicted.shape != true.shape:
             raise ValueError(f"the prediction's shape {predicted.shape} differs from the truth's {true.shape}")
-        valid = true != IGNORE
-        predicted, true = predicted[valid], true[valid]
-        self._check_ids("truth", true, allowed=())
-        self._check_ids("prediction", predicted, allowed=(IGNORE,))
-        # min() sends 255 to the extra column C and leaves the classes 0..C-1 as they are.
-        columns = np.minimum(predicted.astype(np.int64), self.num_classes)
-        cells = true.astype(np.int64) * (self.num_classes + 1) + columns
-        self.counts += np.bincount(cells, minlength=self.counts.size).reshape(self.counts.shape)
+        joint = joint_counts(_to_bytes("truth", true), _to_bytes("prediction", predicted))
+        classes = slice(self.num_classes)
+        strangers = slice(self.num_classes, IGNORE)
+        if joint[strangers].any():
+            raise self._strangers("truth", true[true != IGNORE])
+        if joint[classes, strangers].any():
+            raise self._strangers("prediction", predicted[(true != IGNORE) & (predicted != IGNORE)])
+        self.counts[:, :-1] += joint[classes, classes]
+        self.counts[:, -1] += joint[classes, IGNORE]
 
-    def _check_ids(self, what: str, ids: np.ndarray, *, allowed: tuple[int, ...]) -> None:
-        if ids.dtype.kind not in "iu":
-            raise ValueError(f"the {what} must hold integer ids, not {ids.dtype}")
-        outside = (ids < 0) | (ids >= self.num_classes)
-        strangers = sorted(set(np.unique(ids[outside]).tolist()) - set(allowed))
-        if strangers:
-            raise ValueError(
-                f"the {what} holds ids {strangers}, which are neither one of the {self.num_classes} classes "
-                f"0..{self.num_classes - 1} nor {IGNORE} (label ids in place of train ids?)"
-            )
+    def _strangers(self, what: str, ids: np.ndarray) -> ValueError:
+        strangers = np.unique(ids[(ids < 0) | (ids >= self.num_classes)]).tolist()
+        return ValueError(
+            f"the {what} holds ids {strangers}, which are neither one of the {self.num_classes} classes "
+            f"0..{self.num_classes - 1} nor {IGNORE} (label ids in place of train ids?)"
+        )
 
     def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
         """The matrix of both sets of images together."""
@@ -67,11 +69,36 @@ class ConfusionMatrix:
         total.counts = self.counts + other.counts
         return total
 
-    def iou(self) -> npt.NDArray[np.float64]:
+    @property
+    def hits(self) -> Counts:
+        """(C,) pixels of each class that are predicted as such."""
+        return np.diagonal(self.counts)
+
+    @property
+    def truth(self) -> Counts:
+        """(C,) pixels of each true class."""
+        return self.counts.sum(axis=1)
+
+    def predicted(self, subset: Sequence[int] | None = None) -> Counts:
+        """(C,) pixels predicted as each class; with `subset`, only those whose true class is among these ids."""
+        rows = self.counts if subset is None else self.counts[list(subset)]
+        return rows[:, :-1].sum(axis=0)
+
+    def iou(self) -> Scores:
         """(C,) intersection over union in percent; NaN for a class absent from both truth and prediction."""
-        hits = np.diagonal(self.counts)
-        union = self.counts.sum(axis=1) + self.counts[:, : self.num_classes].sum(axis=0) - hits
-        return np.divide(100.0 * hits, union, out=np.full(self.num_classes, np.nan), where=union > 0)
+        return iou_of_counts(self.hits, self.truth, self.predicted())
+
+    def precision(self) -> Scores:
+        """(C,) percent of the pixels predicted as a class that are of it; NaN for a class never predicted."""
+        return percent(self.hits, self.predicted())
+
+    def recall(self) -> Scores:
+        """(C,) percent of a class's pixels that are predicted as it; NaN for a class absent from the truth."""
+        return percent(self.hits, self.truth)
+
+    def pixel_accuracy(self) -> float:
+        """Percent of the labelled pixels that are predicted right; NaN without any."""
+        return float(percent(self.hits.sum(), self.counts.sum()))
 
     def mean_iou(self, subset: Sequence[int] | None = None) -> float:
         """The mean of `iou()`, see `mean_iou`."""
@@ -80,7 +107,7 @@ class ConfusionMatrix:
     def to_dict(self, names: Sequence[str], subsets: Subsets | None = None) -> dict[str, Any]:
         """For JSON: percent, unrounded, None for NaN. `subsets` maps a protocol's name to its train ids."""
         iou = self.iou()
-        _check_names(names, iou)
+        check_names(names, iou)
         result: dict[str, Any] = {
             "miou": _none_if_nan(mean_iou(iou)),
             "iou": {name: _none_if_nan(value) for name, value in zip(names, iou, strict=True)},
@@ -91,71 +118,68 @@ class ConfusionMatrix:
         return result
 
 
-def mean_iou(iou: npt.NDArray[np.float64], subset: Sequence[int] | None = None) -> float:
+def joint_counts(left: npt.NDArray[np.uint8], right: npt.NDArray[np.uint8]) -> Counts:
+    """(256, 256) int64: how often each pair of values occurs at the same place of two uint8 arrays of one shape.
+
+    OpenCV's two-dimensional histogram: one pass over both, no index array between.
+    """
+    total = np.zeros((256, 256), dtype=np.int64)
+    first, second = np.ravel(left), np.ravel(right)
+    for start in range(0, first.size, _EXACT):
+        part = [array[None, start : start + _EXACT] for array in (first, second)]
+        counts = cv2.calcHist(part, channels=[0, 1], mask=None, histSize=[256, 256], ranges=[0, 256, 0, 256])
+        total += counts.astype(np.int64)
+    return total
+
+
+def percent(part: npt.ArrayLike, whole: npt.ArrayLike) -> Scores:
+    """100 * (part / whole) of counts, in this order, which other scorers of Cityscapes share; NaN where whole is 0."""
+    part, whole = np.broadcast_arrays(part, whole)
+    return 100.0 * np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+
+
+def iou_of_counts(hits: npt.ArrayLike, truth: npt.ArrayLike, predicted: npt.ArrayLike) -> Scores:
+    """Intersection over union in percent from pixel counts of one shape; NaN where the union is empty."""
+    hits = np.asarray(hits)
+    return percent(hits, np.asarray(truth) + np.asarray(predicted) - hits)
+
+
+def mean(scores: Scores) -> Scores:
+    """The mean over the last axis without the NaN entries; NaN where nothing is left."""
+    present = ~np.isnan(scores)
+    number = present.sum(axis=-1)
+    total = np.where(present, scores, 0.0).sum(axis=-1)
+    return np.divide(total, number, out=np.full(number.shape, np.nan), where=number > 0)
+
+
+def mean_iou(iou: Scores, subset: Sequence[int] | None = None) -> float:
     """The mean of (C,) IoUs without the NaN ones; NaN when nothing is left.
 
     With `subset`, the mean over those train ids. The IoUs stay what they are among all C classes: a pixel
     taken for a class outside the subset is a miss all the same (the 16- and 13-class protocols score a
     19-way model so).
     """
-    chosen = iou if subset is None else iou[list(subset)]
-    present = chosen[~np.isnan(chosen)]
-    return float(present.mean()) if present.size else float("nan")
+    return float(mean(iou if subset is None else iou[list(subset)]))
 
 
-def format_table(names: Sequence[str], iou: npt.NDArray[np.float64], subsets: Subsets | None = None) -> str:
-    """A table with one line per class and one per mean, percent with two digits; `-` for an absent class."""
-    _check_names(names, iou)
-    rows = [*zip(names, iou.tolist(), strict=True)]
-    means = [("mIoU", mean_iou(iou))]
-    means += [(f"mIoU ({key} classes)", mean_iou(iou, ids)) for key, ids in (subsets or {}).items()]
-    width = max(len(name) for name, _ in [*rows, *means])
-    lines = [f"{'class':<{width}}     IoU"]
-    lines += [_table_line(name, value, width) for name, value in rows]
-    lines += ["-" * (width + 8)]
-    lines += [_table_line(name, value, width) for name, value in means]
-    return "\n".join(lines)
-
-
-def iou_array(names: Sequence[str], iou: Mapping[str, float | None]) -> npt.NDArray[np.float64]:
+def iou_array(names: Sequence[str], iou: Mapping[str, float | None]) -> Scores:
     """The `iou` of `ConfusionMatrix.to_dict`, class name -> percent or None, back as (C,) with NaN for None."""
     return np.array([math.nan if (value := iou[name]) is None else value for name in names], dtype=np.float64)
 
 
-def format_columns(names: Sequence[str], columns: Mapping[str, Mapping[str, float | None]]) -> str:
-    """A table with one line per class and one column per result: title -> class name -> IoU in percent or None."""
-    arrays = {title: iou_array(names, iou) for title, iou in columns.items()}
-    rows = [(name, [array[index] for array in arrays.values()]) for index, name in enumerate(names)]
-    means = ("mIoU", [mean_iou(array) for array in arrays.values()])
-    width = max(len(name) for name in (*names, "mIoU"))
-    cells = [max(len(title), 6) for title in arrays]
-
-    def line(name: str, values: Sequence[str]) -> str:
-        return "  ".join([f"{name:<{width}}", *(f"{v:>{w}}" for v, w in zip(values, cells, strict=True))])
-
-    def numbers(values: Sequence[float]) -> list[str]:
-        return ["-" if np.isnan(value) else f"{value:.2f}" for value in values]
-
-    head = line("class", list(arrays))
-    body = [line(name, numbers(values)) for name, values in rows]
-    return "\n".join([head, *body, "-" * len(head), line(means[0], numbers(means[1]))])
+def check_names(names: Sequence[str], scores: Scores) -> None:
+    """Raise ValueError unless there is one name per class."""
+    if len(names) != len(scores):
+        raise ValueError(f"{len(names)} class names for {len(scores)} classes")
 
 
-def format_historical(names: Sequence[str], iou: npt.NDArray[np.float64]) -> str:
-    """The lines that AdaptSegNet's family of IoU scripts prints (and people's own scripts read)."""
-    _check_names(names, iou)
-    lines = [f"===>{name}:\t{round(value, 2)}" for name, value in zip(names, iou.tolist(), strict=True)]
-    return "\n".join([*lines, f"===> mIoU: {round(mean_iou(iou), 2)}"])
-
-
-def _table_line(name: str, value: float, width: int) -> str:
-    number = "-" if np.isnan(value) else f"{value:.2f}"
-    return f"{name:<{width}}  {number:>6}"
-
-
-def _check_names(names: Sequence[str], iou: npt.NDArray[np.float64]) -> None:
-    if len(names) != len(iou):
-        raise ValueError(f"{len(names)} class names for {len(iou)} classes")
+def _to_bytes(what: str, ids: np.ndarray) -> npt.NDArray[np.uint8]:
+    """The ids as uint8, those that no byte holds as 254, which is no class."""
+    if ids.dtype.kind not in "iu":
+        raise ValueError(f"the {what} must hold integer ids, not {ids.dtype}")
+    if ids.dtype == np.uint8:
+        return ids
+    return np.where((ids < 0) | (ids > IGNORE), MAX_CLASSES, ids).astype(np.uint8)
 
 
 def _none_if_nan(value: float) -> float | None:

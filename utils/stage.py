@@ -31,8 +31,9 @@ from utils.engine import Losses, Pair, Recipe, TrainState, fit
 from utils.flags import PREDICTION, Options, next_command
 from utils.inference import label_map, predict
 from utils.log import RunLog, say, write_json, write_manifest
-from utils.metrics import ConfusionMatrix, format_table, iou_array
+from utils.metrics import ConfusionMatrix, iou_array
 from utils.runtime import peak_memory_mb, pick_device, seed_everything
+from utils.tables import format_table
 
 # The script that comes after a stage, and its section of the configuration.
 NEXT = {"step1": ("Generate_Pseudo_Label.py", "pseudo_label"), "step2": ("evaluate_cityscapes.py", "evaluate")}
@@ -49,13 +50,13 @@ def run_stage(config: Config, options: Options, section: str) -> dict[str, Any]:
 
     classes = build.class_table(config, options.arguments)
     weights = dataclasses.asdict(stage.weights)
-    source = build.source_dataset(config, stage, classes)
     needs_target = Recipe.needs_target(weights, stage.statistics)
-    target = build.target_dataset(config, stage, classes) if needs_target else None
-    validation = build.validation_loader(config, classes)
-    for dataset in (source, target, validation and validation.images):
-        if dataset:
-            build.probe_labels(dataset)
+    with build.full_report_named(options, section):
+        source = build.source_dataset(config, stage, classes)
+        target = build.target_dataset(config, stage, classes) if needs_target else None
+        validation = build.validation_loader(config, classes)
+        images = validation.images if validation else None
+        build.check_data(config, stage, source=source, target=target, validation=images)
 
     seed_everything(config.run.seed)
     # A run that goes on brings its own weights; those it once started from may be gone.

@@ -1,0 +1,384 @@
+"""The doctor for data: examines the files of data sets, in parallel, and collects everything that is wrong.
+
+A data set is cut into chunks of files; a chunk's `Tally` holds counters and the first example of each kind of finding,
+so that memory does not grow with the data: of each image its name and 8 bytes are kept.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from array import array
+from collections import Counter, deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from dataset.corpora import Corpus, Sample, flat_names, pseudo_label_name
+from dataset.doctor_files import image_facts, label_facts
+from dataset.labels import IGNORE, LabelDecoding, same_shape
+from dataset.toml import DataError
+
+PROBLEM, NOTE = "problem", "note"
+CHUNK = 16  # images in a unit of work
+AHEAD = 4  # units per process that wait for their turn
+REFETCH = "fetch the file again"
+
+
+class Pair(NamedTuple):
+    """Paths of an image and of its label, empty for none."""
+
+    image: str
+    label: str = ""
+
+
+def listed_pair(sample: Sample) -> Pair:
+    """The paths of a sample."""
+    return Pair(str(sample.image), str(sample.label or ""))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How the files of a set are examined.
+
+    title: name of the set. table: where its settings stand, such as `[source]`. decoding: of its labels. what: what to
+    call them. stretched: a (W,H) that labels may have whatever the shape of their image, since they cover all of it.
+    decode: inflate PNG images, too.
+    """
+
+    title: str
+    table: str
+    decoding: LabelDecoding | None = None
+    what: str = "label"
+    stretched: tuple[int, int] | None = None
+    decode: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """A split of a corpus that is to be examined.
+
+    labelled: its label files are read. pseudo_labels: flat folder of pseudo labels that are read in their place.
+    held_out: its images must not be in any set that is not held out. learnt: classes that never occur in it are worth
+    a note.
+    """
+
+    method: Method
+    corpus: Corpus
+    split: str
+    labelled: bool = False
+    pseudo_labels: Path | None = None
+    held_out: bool = False
+    learnt: bool = False
+
+    @property
+    def title(self) -> str:
+        return self.method.title
+
+    def pair(self, name: str) -> Pair:
+        """The paths of an image and of what is read as its label."""
+        image = os.path.join(self.corpus.image_folder(self.split), name)
+        if self.pseudo_labels is not None:
+            return Pair(image, os.path.join(self.pseudo_labels, pseudo_label_name(name)))
+        if self.labelled:
+            return Pair(image, os.path.join(self.corpus.label_folder(self.split), self.corpus.label_name(name)))
+        return Pair(image)
+
+
+# ---- findings ----
+
+
+@dataclass
+class Finding:
+    """Something found `count` times in a set, `first` in this place. remedy: what to do; detail: of the first."""
+
+    severity: str
+    title: str
+    kind: str
+    remedy: str
+    first: str
+    detail: str = ""
+    count: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.title}: {self.count} {self.kind}, {self.where}; {self.remedy}"
+
+    @property
+    def where(self) -> str:
+        """The first place, and what was wrong there."""
+        return ": ".join(filter(None, (self.first, self.detail)))
+
+
+class Findings:
+    """Findings in the order in which they were first made, one for each set, kind and remedy."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[tuple[str, ...], Finding] = {}
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self._by_key.values())
+
+    def add(self, finding: Finding) -> None:
+        """Count a finding with those of its kind."""
+        key = (finding.severity, finding.title, finding.kind, finding.remedy)
+        known = self._by_key.setdefault(key, finding)
+        if known is not finding:
+            known.count += finding.count
+
+    def update(self, others: Iterable[Finding]) -> None:
+        """Count all of them."""
+        for finding in others:
+            self.add(finding)
+
+    def of(self, severity: str) -> list[Finding]:
+        """Those of a severity."""
+        return [finding for finding in self if finding.severity == severity]
+
+
+def refused(title: str, kind: str, error: DataError, *, first: str = "", remedy: str = REFETCH) -> Finding:
+    """The problem that an error is about; what its message says after a semicolon goes before `remedy`."""
+    detail, _, mend = str(error).removeprefix(f"{first}: ").partition("; ")
+    return Finding(PROBLEM, title, kind, mend or remedy, first, detail)
+
+
+# ---- one chunk of files ----
+
+
+@dataclass
+class Tally:
+    """What was counted in some of a set's files.
+
+    images, labels: how many could be read. files, size: how many were opened, and their bytes. sizes: (W,H) -> images.
+    counts: (256,) label pixels per raw id; beyond: those of ids above 255. digests: 64 bits per image, 0 for none.
+    """
+
+    images: int = 0
+    labels: int = 0
+    files: int = 0
+    size: int = 0
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(256, dtype=np.int64))
+    beyond: int = 0
+    digests: array[int] = field(default_factory=lambda: array("Q"))
+    findings: Findings = field(default_factory=Findings)
+
+    def update(self, other: Tally) -> None:
+        """Add what was counted in the files that follow."""
+        self.images += other.images
+        self.labels += other.labels
+        self.files += other.files
+        self.size += other.size
+        self.sizes.update(other.sizes)
+        self.counts += other.counts
+        self.beyond += other.beyond
+        self.digests.extend(other.digests)
+        self.findings.update(other.findings)
+
+
+def examine(method: Method, pairs: Sequence[Pair]) -> Tally:
+    """Examine the files of some pairs, one after the other. Whatever is wrong with them is counted, never raised."""
+    tally = Tally()
+    for pair in pairs:
+        size = _examine_image(method, pair, tally)
+        if pair.label:
+            _examine_label(method, pair, size, tally)
+    return tally
+
+
+def _examine_image(method: Method, pair: Pair, tally: Tally) -> tuple[int, int] | None:
+    """The image's (W,H), None where it cannot be read."""
+    tally.digests.append(0)
+    if not os.path.isfile(pair.image):
+        remedy = f"fetch them, or correct root, images or the list of {method.table}"
+        tally.findings.add(Finding(PROBLEM, method.title, "missing images", remedy, pair.image))
+        return None
+    tally.files += 1
+    try:
+        facts, size = image_facts(Path(pair.image), decode=method.decode)
+    except DataError as error:
+        tally.findings.add(refused(method.title, "unreadable images", error, first=pair.image))
+        return None
+    tally.images += 1
+    tally.size += size
+    tally.sizes[facts.size] += 1
+    tally.digests[-1] = facts.digest
+    if facts.form:
+        remedy = (
+            "read as 8-bit RGB: transparency is dropped, of 16 bits the high byte is kept; convert if that is wrong"
+        )
+        tally.findings.add(Finding(NOTE, method.title, "images that are not 8-bit RGB", remedy, pair.image, facts.form))
+    return facts.size
+
+
+def _examine_label(method: Method, pair: Pair, image_size: tuple[int, int] | None, tally: Tally) -> None:
+    decoding = method.decoding
+    assert decoding is not None, "a set whose labels are examined has a decoding"
+    if not os.path.isfile(pair.label):
+        tally.findings.add(_missing_label(method, pair))
+        return
+    tally.files += 1
+    try:
+        facts, size = label_facts(Path(pair.label), decoding)
+    except DataError as error:
+        kind = f"{method.what}s that cannot be read as decode = {decoding.kind!r}"
+        tally.findings.add(refused(method.title, kind, error, first=pair.label))
+        return
+    tally.labels += 1
+    tally.size += size
+    tally.counts += facts.counts
+    tally.beyond += facts.size[0] * facts.size[1] - int(facts.counts.sum())
+    try:
+        decoding.check_ids(pair.label, facts.found)
+    except DataError as error:
+        kind = f"{method.what}s with unknown ids"
+        tally.findings.add(refused(method.title, kind, error, first=pair.label))
+    else:
+        if not facts.counts[decoding.lookup < decoding.num_classes].any():
+            remedy = "they teach nothing; remove them from the list if there should be labels"
+            kind = f"{method.what}s without a labelled pixel"
+            tally.findings.add(Finding(NOTE, method.title, kind, remedy, pair.label))
+    if image_size is not None:
+        _compare_sizes(method, pair, image_size, facts.size, tally)
+
+
+def _missing_label(method: Method, pair: Pair) -> Finding:
+    remedy = f"fetch them, or correct labels and label_suffix of {method.table}"
+    if method.what != "label":
+        remedy = "run Generate_Pseudo_Label.py, which writes one per image, or correct pseudo_labels (--ssl-target-dir)"
+    return Finding(PROBLEM, method.title, f"missing {method.what}s", remedy, pair.label, f"label of {pair.image}")
+
+
+def _compare_sizes(method: Method, pair: Pair, image: tuple[int, int], label: tuple[int, int], tally: Tally) -> None:
+    """Labels are resized by themselves: another size does no harm, another shape moves them away from the image."""
+    if image == label or label == method.stretched:
+        return
+    detail = f"{spelled(label)}, its image {spelled(image)}"
+    if same_shape(image, label):
+        kind, remedy = f"{method.what}s of another size than their image", "none needed: they are resized by nearest"
+        if method.what == "label":
+            tally.findings.add(Finding(NOTE, method.title, kind, remedy, pair.label, detail))
+        return
+    kind = f"{method.what}s of another shape than their image"
+    remedy = "fetch both again, or leave them out of the list"
+    if method.what != "label":
+        remedy = "make them anew from these images with Generate_Pseudo_Label.py"
+    tally.findings.add(Finding(PROBLEM, method.title, kind, remedy, pair.label, detail))
+
+
+def spelled(size: tuple[int, int]) -> str:
+    """`640x480`."""
+    return f"{size[0]}x{size[1]}"
+
+
+# ---- a whole set ----
+
+
+@dataclass
+class Chart:
+    """A set's images, listed and then examined. names: of those that the list or the folder holds."""
+
+    data: DataSet
+    names: list[str] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+
+    @property
+    def title(self) -> str:
+        return self.data.title
+
+    @property
+    def total(self) -> int:
+        """Files to open."""
+        return len(self.names) * (2 if self.data.method.decoding else 1)
+
+    def pixels(self) -> np.ndarray:
+        """(256,) int64: label pixels per train id, 255 for ignored ones, 254 for unknown ids."""
+        assert self.data.method.decoding is not None
+        pixels = np.zeros(256, dtype=np.int64)
+        np.add.at(pixels, self.data.method.decoding.lookup, self.tally.counts)
+        pixels[IGNORE - 1] += self.tally.beyond
+        return pixels
+
+
+def listed(data: DataSet) -> Chart:
+    """A set with the names of its images; bad entries of its list are findings, as is a set that is not there."""
+    chart = Chart(data)
+    add = chart.tally.findings.add
+    try:
+        for name, flaw in data.corpus.listing(data.split):
+            if flaw is None:
+                chart.names.append(name)
+            else:
+                add(refused(data.title, flaw.kind, flaw))
+    except DataError as error:
+        add(refused(data.title, "set that cannot be listed", error, remedy=f"correct {data.method.table}"))
+    note = data.corpus.count_note(data.split, len(chart.names)) if chart.names else None
+    if note:
+        add(Finding(NOTE, data.title, "number of images", "none needed if this is a part of the corpus", note))
+    if data.method.table == "[target]":
+        try:
+            flat_names([Sample(name, Path()) for name in chart.names])
+        except DataError as error:
+            add(refused(data.title, "images that share a file name", error))
+    return chart
+
+
+def scan(charts: Sequence[Chart], *, workers: int) -> Generator[int, None, None]:
+    """Examine all files of listed sets in `workers` processes, 0 for none; yields how many files each step dealt with.
+
+    Results are taken in the order of the files, so that every number of processes reports the same. Raises DataError
+    when a process dies.
+    """
+    tasks = (
+        (chart, [chart.data.pair(name) for name in chart.names[start : start + CHUNK]])
+        for chart in charts
+        for start in range(0, len(chart.names), CHUNK)
+    )
+    for chart, pairs, tally in _in_order(tasks, workers):
+        chart.tally.update(tally)
+        yield sum(2 if pair.label else 1 for pair in pairs)
+
+
+Task = tuple[Chart, list[Pair]]
+
+
+def _in_order(tasks: Iterator[Task], workers: int) -> Iterator[tuple[Chart, list[Pair], Tally]]:
+    """The tasks with their tallies; so few are under way that memory does not depend on how many there are."""
+    if workers == 0:
+        for chart, pairs in tasks:
+            yield chart, pairs, examine(chart.data.method, pairs)
+        return
+    # "spawn": forking a process in which a progress bar's thread may run is unsafe.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin) as pool:
+        waiting: deque[tuple[Chart, list[Pair], Future[Tally]]] = deque()
+        try:
+            for chart, pairs in tasks:
+                waiting.append((chart, pairs, pool.submit(examine, chart.data.method, pairs)))
+                if len(waiting) > AHEAD * workers:
+                    yield _first(waiting)
+            while waiting:
+                yield _first(waiting)
+        except BrokenProcessPool:
+            raise DataError("a process that examined files was killed (memory?); try again with --workers 1") from None
+        finally:
+            for _, _, future in waiting:
+                future.cancel()
+
+
+def _first(waiting: deque[tuple[Chart, list[Pair], Future[Tally]]]) -> tuple[Chart, list[Pair], Tally]:
+    chart, pairs, future = waiting[0]
+    tally = future.result()
+    waiting.popleft()
+    return chart, pairs, tally
+
+
+def _begin() -> None:
+    """A process that examines: Ctrl-C is for the parent to answer, and processes share the machine by number."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
