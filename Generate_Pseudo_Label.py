@@ -17,8 +17,8 @@ from PIL import Image
 
 from dataset.corpora import pseudo_label_name
 from utils import build
-from utils.checkpoint import atomic_write
 from utils.config import Config
+from utils.files import atomic_write
 from utils.flags import PREDICTION, TRAINING, Options, next_command, parse
 from utils.inference import probabilities
 from utils.log import progress, say, write_json

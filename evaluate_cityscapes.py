@@ -23,9 +23,9 @@ from PIL import Image
 
 from dataset.labels import ClassTable
 from utils import build, tables
-from utils.checkpoint import atomic_write
 from utils.config import Config, ConfigError, Parser
 from utils.evaluation import Evaluation, labels_and_confidence
+from utils.files import atomic_write
 from utils.flags import EVALUATION, Options, next_command, parse, report_files
 from utils.inference import Prediction, label_map
 from utils.log import progress, say, write_json

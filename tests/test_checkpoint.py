@@ -16,13 +16,13 @@ import torch
 from utils.checkpoint import (
     STATE_FORMAT,
     CheckpointError,
-    atomic_write,
     load_state,
     require_keys,
     restore_rng,
     rng_state,
     save_state,
 )
+from utils.files import atomic_write
 
 
 def trained() -> tuple[torch.nn.Module, torch.optim.Optimizer]:

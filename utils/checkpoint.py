@@ -1,19 +1,19 @@
-"""Files that survive a crash: atomic writing, the resumable state, the state of every random generator."""
+"""States that survive a crash: the resumable state, the state of every random generator."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
-import secrets
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from utils.files import atomic_write
 
 STATE_FORMAT = "bafft-train-state-1"
 
@@ -24,37 +24,6 @@ _TENSOR_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})
 
 class CheckpointError(ValueError):
     """A training state that cannot be read or does not fit; the message is one line for the user."""
-
-
-@contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its place once the block has ended without an error.
-
-    Readers see the old file or the new one, never a part: the content is flushed to the disk before the
-    rename, and the folder after it. The temporary file keeps the suffix of `path` (Pillow and numpy choose
-    a format by it) and is removed on any failure. Missing parent folders are made.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush a folder's entries, so that a rename in it outlives a power failure."""
-    with contextlib.suppress(OSError):  # Windows and some network file systems cannot do this to a folder
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def save_state(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:

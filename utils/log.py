@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils.checkpoint import atomic_write
+from utils.files import atomic_write
 
 _MANIFEST_PACKAGES = (
     "torch",

@@ -25,9 +25,10 @@ from dataset.transforms import Normalize
 from model.weight_files import first_line
 from model.weights import Report, write_weights
 from utils import build
-from utils.checkpoint import CheckpointError, atomic_write, load_state, save_state
+from utils.checkpoint import CheckpointError, load_state, save_state
 from utils.config import Config, ConfigError, Stage
 from utils.engine import Losses, Pair, Recipe, TrainState, fit
+from utils.files import atomic_write
 from utils.flags import PREDICTION, Options, next_command
 from utils.inference import label_map, predict
 from utils.log import RunLog, say, write_json, write_manifest

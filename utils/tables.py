@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.checkpoint import atomic_write
 from utils.evaluation import Protocol, Report, Score
+from utils.files import atomic_write
 from utils.log import say
 from utils.metrics import Scores, Subsets, check_names, iou_array, mean_iou, percent
 
