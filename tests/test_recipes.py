@@ -56,7 +56,7 @@ def test_the_settings_of_the_aerial_scripts(name: str) -> None:
     assert [stage.learning_rate_d for stage in (config.step1, config.step2)] == [1e-3, 1e-4]
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", [*PAIRS, "roads_epfl_to_massachusetts"])
 def test_released_and_paper_differ_in_their_losses_alone(name: str) -> None:
     """Spec 3.5: the terms of either objective; everything else is the same recipe."""
     released, paper = recipe(name).to_dict(), recipe(f"{name}_paper").to_dict()
