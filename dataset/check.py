@@ -3,7 +3,8 @@
     python -m dataset.check configs/gta5_to_cityscapes.toml
     python -m dataset.check configs/own.toml --data-dir elsewhere --json report.json
 
-Takes the flags of the training scripts; a flag of a stage concerns both stages. PNG images are checked by the checksums
+Takes the flags of the training scripts; --set and --ssl-target-dir concern both stages, and what does not concern data
+is passed over. PNG images are checked by the checksums
 of their chunks, everything else is decoded; --decode decodes the images, too. Exit code 2 if training would suffer.
 What is found and what to do about it: docs/doctor.md.
 """
@@ -11,13 +12,14 @@ What is found and what to do about it: docs/doctor.md.
 from __future__ import annotations
 
 import os
+import sys
 import time
-from argparse import ArgumentTypeError
+from argparse import SUPPRESS, ArgumentTypeError, BooleanOptionalAction
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dataset.corpora import Corpus
+from dataset.corpora import Corpus, number_of
 from dataset.doctor import CHUNK, NOTE, PROBLEM, Chart, DataSet, Finding, Findings, Method, listed, scan
 from dataset.doctor_sets import frequencies, judge, spelled_sizes
 from dataset.labels import ClassTable, train_id_decoding
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from utils.config import Config, Parser
 
 TINY = 4 * CHUNK  # images that are examined before worker processes have started
+SECTIONS = ("step1", "step2")
+OF_DATA = ("source.", "target.", "{section}.split", "{section}.pseudo_labels")  # settings that data depend on
+SHOWN = 3  # places of a finding on the console
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,8 +42,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from utils.flags import TRAINING, parse
     from utils.log import progress, say, write_json
 
-    sections = ("step1", "step2")
-    config, options = parse(argv, description=__doc__, section=sections, flags=TRAINING, extend=_flags)
+    argv, passed_over = data_flags(sys.argv[1:] if argv is None else argv)
+    config, options = parse(argv, description=__doc__, section=SECTIONS, flags=TRAINING, extend=_flags)
+    for note in (*options.notes, *passed_over):
+        say(f"note: {note}")
     classes = build.class_table(config, options.arguments)
     began = time.monotonic()
     sets, notes = examined_sets(config, classes, decode=options.arguments.decode)
@@ -57,8 +64,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_json(options.json, settings | report_data(charts, findings, classes))
     problems = findings.of(PROBLEM)
     if problems:
-        raise DataError(f"training would suffer: {_number(len(problems), 'problem')} above; the first: {problems[0]}")
+        raise DataError(f"training would suffer: {number_of(len(problems), 'problem')} above; the first: {problems[0]}")
     say("no problem found")
+
+
+def data_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A training script's command line without what concerns only training, and a note if there was any.
+
+    Such a flag of one stage would be held against the limits of the other. Raises ConfigError for a bad value.
+    """
+    from utils.config import Parser
+    from utils.flags import SWITCHES, TRAINING
+
+    parser = Parser(add_help=False, argument_default=SUPPRESS)
+    for flag in TRAINING:
+        if not flag.path.startswith(OF_DATA):
+            parser.add_argument(flag.name, dest=flag.name, type=flag.type)
+    for name in SWITCHES:
+        parser.add_argument(name, dest=name, action=BooleanOptionalAction)
+    training, rest = parser.parse_known_args(argv)
+    given = ", ".join(vars(training))
+    return rest, [f"{given}: of training alone, nothing to do with the data"] if given else []
 
 
 def _flags(parser: Parser) -> None:
@@ -127,7 +153,13 @@ def _split(
 ) -> DataSet:
     """A split with its own labels, or without."""
     decoding = corpus.decoding if labelled else None
-    method = Method(title=f"{domain} {split}", table=f"[{domain}]", decoding=decoding, decode=decode)
+    method = Method(
+        title=f"{domain} {split}",
+        table=f"[{domain}]",
+        decoding=decoding,
+        trust_ids=corpus.trust_ids,
+        decode=decode,
+    )
     return DataSet(method=method, corpus=corpus, split=split, labelled=labelled, held_out=held_out, learnt=learnt)
 
 
@@ -153,31 +185,32 @@ def report_lines(charts: Sequence[Chart], findings: Findings, classes: ClassTabl
     yield from _frequency_lines(charts, classes)
     files, size = sum(chart.tally.files for chart in charts), sum(chart.tally.size for chart in charts)
     speed = f"{files / seconds:.0f} files/s, {size / seconds / 1e6:.0f} MB/s"
-    yield f"{files} files, {size / 1e9:.2f} GB in {seconds:.1f} s: {speed}"
+    yield f"{number_of(files, 'file')}, {size / 1e9:.2f} GB in {seconds:.1f} s: {speed}"
 
 
 def _summary(chart: Chart) -> str:
     tally, method = chart.tally, chart.data.method
-    labels = f", {_number(tally.labels, method.what)}" if method.decoding else ", no labels needed"
+    labels = f", {number_of(tally.labels, method.what)}" if method.decoding else ", no labels needed"
     sizes = spelled_sizes(tally) or "none could be read"
     folder = chart.data.corpus.image_folder(chart.data.split)
-    return f"{chart.title}: {_number(tally.images, 'image')} in {folder}, {sizes}{labels}"
-
-
-def _number(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+    return f"{chart.title}: {number_of(tally.images, 'image')} in {folder}, {sizes}{labels}"
 
 
 def _finding_lines(findings: Findings) -> Iterator[str]:
-    """A row per finding, problems first, and below it the first example and the remedy."""
+    """A row per finding, problems first, with the first few places, and below it the remedy."""
     rows = [*findings.of(PROBLEM), *findings.of(NOTE)]
     if not rows:
         return
     width = max(len(row.title) for row in rows)
     yield ""
     for row in rows:
-        yield f"{row.severity:<7}  {row.title:<{width}}  {row.count:>6}  {row.kind}: {row.where}"
+        yield f"{row.severity:<7}  {row.title:<{width}}  {row.count:>6}  {row.kind}: {_places(row)}"
         yield f"{'':<7}  {'':<{width}}  {'':>6}  -> {row.remedy}"
+
+
+def _places(finding: Finding) -> str:
+    also = ", ".join(finding.more[: SHOWN - 1])
+    return f"{finding.where}; also {also}" if also else finding.where
 
 
 def _frequency_lines(charts: Sequence[Chart], classes: ClassTable) -> Iterator[str]:
@@ -204,7 +237,7 @@ def report_data(charts: Sequence[Chart], findings: Findings, classes: ClassTable
         "notes": len(findings.of(NOTE)),
         "files": sum(chart.tally.files for chart in charts),
         "bytes": sum(chart.tally.size for chart in charts),
-        "findings": [vars(finding) for finding in findings],
+        "findings": [vars(finding) for finding in findings],  # `more`: as many further places as are remembered
         "sets": {chart.title: _set_data(chart) | {"percent": shares.get(chart.title)} for chart in charts},
     }
 
@@ -223,10 +256,10 @@ def _set_data(chart: Chart) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
+    from utils.interrupts import interruptible
+
+    with interruptible():  # also while torch is imported
         from utils.build import MISTAKES
         from utils.runtime import launch
 
         launch(main, MISTAKES)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None  # as a shell counts it; nothing was written, so there is nothing to say

@@ -18,13 +18,13 @@ from dataset.toml import DataError, Table, is_integer, shipped_table
 
 __all__ = [
     *("Corpus", "DataError", "EntryError", "Sample"),
-    *("files_below", "flat_names", "pseudo_label_name", "with_pseudo_labels"),
+    *("files_below", "flat_names", "number_of", "pseudo_label_name", "with_pseudo_labels"),
 ]
 
 SPLITS = ("train", "val", "test")
 _FOLDER_KEYS = ("root", "images", "labels", "image_suffix", "label_suffix")
 _LIST_KEYS = tuple(f"{split}_list" for split in SPLITS)
-KEYS = ("corpus", *_FOLDER_KEYS, *LabelDecoding.KEYS, *_LIST_KEYS, "expected")
+KEYS = ("corpus", *_FOLDER_KEYS, *LabelDecoding.KEYS, "trust_ids", *_LIST_KEYS, "expected")
 
 
 class EntryError(DataError):
@@ -51,7 +51,8 @@ class Corpus:
     images, labels: folders below root (or absolute, so that translated images can stand beside the original
     labels); `{split}` in them stands for the split's name. A label's name is the image's name with
     `image_suffix` replaced by `label_suffix`. lists: split -> list file, relative to the working directory,
-    else to root. expected: split -> number of images of the published corpus.
+    else to root. expected: split -> number of images of the published corpus. trust_ids: the labels' ids are raw ids
+    although they look like train ids.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Corpus:
     decoding: LabelDecoding
     lists: Mapping[str, str] = field(default_factory=dict)
     expected: Mapping[str, int] = field(default_factory=dict)
+    trust_ids: bool = False
 
     @classmethod
     def from_mapping(cls, entries: Mapping[str, Any], num_classes: int, where: str = "[source]") -> Corpus:
@@ -89,6 +91,7 @@ class Corpus:
             decoding=decoding,
             lists={split: path for split in SPLITS if (path := table.text(f"{split}_list", ""))},  # empty: no list
             expected=_expected(table),
+            trust_ids=_trust_ids(table),
         )
 
     def image_folder(self, split: str) -> Path:
@@ -155,7 +158,7 @@ class Corpus:
         expected = self.expected.get(split)
         if expected is None or expected == count:
             return None
-        return f"{self.name} {split}: {count} images, the published corpus has {expected}"
+        return f"{self.name} {split}: {number_of(count, 'image')}, the published corpus has {expected}"
 
     def label_name(self, name: str) -> str:
         """The name of an image's label, relative to the label folder."""
@@ -195,7 +198,8 @@ class Corpus:
                 "list entries that occur twice", f"{where}: {name} is listed already on line {lines[name]}; remove one"
             )
         if not (folder / name).is_file():
-            if len(name.split()) > 1:
+            words = name.split()
+            if len(words) > 1 and (folder / words[0]).is_file():
                 raise EntryError(
                     "list entries with a second column",
                     f"{where}: {name!r} has a second column; a list holds one image name a line",
@@ -254,6 +258,11 @@ def with_pseudo_labels(samples: Sequence[Sample], folder: Path | str) -> list[Sa
     return labelled
 
 
+def number_of(count: int, what: str) -> str:
+    """`1 image`, `2 images`."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 # ---- reading ----
 
 
@@ -264,6 +273,13 @@ def _with_defaults(table: Table) -> Table:
     shipped = dict(shipped_table("corpora", table.text("corpus", ""), table.where))
     base = _with_defaults(Table(shipped, KEYS, table.where))
     return Table({**base.entries, **table.entries}, KEYS, table.where)
+
+
+def _trust_ids(table: Table) -> bool:
+    value = table.entries.get("trust_ids", False)
+    if not isinstance(value, bool):
+        raise table.wrong("trust_ids", "true or false")
+    return value
 
 
 def _expected(table: Table) -> dict[str, int]:

@@ -1,35 +1,33 @@
 """The doctor for data: examines the files of data sets, in parallel, and collects everything that is wrong.
 
-A data set is cut into chunks of files; a chunk's `Tally` holds counters and the first example of each kind of finding,
-so that memory does not grow with the data: of each image its name and 8 bytes are kept.
+A data set is cut into chunks of files; a chunk's `Tally` holds counters and the first places of each kind of finding,
+so that memory does not grow with what is wrong: of each image its name and 8 bytes are kept.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
-import signal
 from array import array
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from dataset.corpora import Corpus, Sample, flat_names, pseudo_label_name
-from dataset.doctor_files import image_facts, label_facts
+from dataset.doctor_files import REFETCH, LabelFacts, image_facts, label_facts, label_remedy, looks_like_train_ids
 from dataset.labels import IGNORE, LabelDecoding, same_shape
+from dataset.pool import processes
 from dataset.toml import DataError
 
 PROBLEM, NOTE = "problem", "note"
 CHUNK = 16  # images in a unit of work
-AHEAD = 4  # units per process that wait for their turn
-REFETCH = "fetch the file again"
+MOST_PLACES = 1000  # that a finding remembers
+PSEUDO_LABEL = "pseudo label"
+MAKE_ANEW = "make them anew with Generate_Pseudo_Label.py"
 
 
 class Pair(NamedTuple):
@@ -50,7 +48,7 @@ class Method:
 
     title: name of the set. table: where its settings stand, such as `[source]`. decoding: of its labels. what: what to
     call them. stretched: a (W,H) that labels may have whatever the shape of their image, since they cover all of it.
-    decode: inflate PNG images, too.
+    trust_ids: labels that look like train ids are not. decode: inflate PNG images, too.
     """
 
     title: str
@@ -58,6 +56,7 @@ class Method:
     decoding: LabelDecoding | None = None
     what: str = "label"
     stretched: tuple[int, int] | None = None
+    trust_ids: bool = False
     decode: bool = False
 
 
@@ -97,7 +96,8 @@ class DataSet:
 
 @dataclass
 class Finding:
-    """Something found `count` times in a set, `first` in this place. remedy: what to do; detail: of the first."""
+    """Something found `count` times in a set, `first` in this place. remedy: what to do; detail: of the first; more:
+    further places, as far as they are remembered."""
 
     severity: str
     title: str
@@ -106,14 +106,27 @@ class Finding:
     first: str
     detail: str = ""
     count: int = 1
+    more: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of_names(
+        cls, severity: str, title: str, kind: str, remedy: str, names: Sequence[str], *, detail: str = ""
+    ) -> Finding:
+        """A finding about each of some names, of which there is one at least."""
+        return cls(severity, title, kind, remedy, names[0], detail, len(names), list(names[1:MOST_PLACES]))
 
     def __str__(self) -> str:
-        return f"{self.title}: {self.count} {self.kind}, {self.where}; {self.remedy}"
+        return f"{self.title}: {self.kind} ({self.count}): {self.where}; {self.remedy}"
 
     @property
     def where(self) -> str:
         """The first place, and what was wrong there."""
         return ": ".join(filter(None, (self.first, self.detail)))
+
+    def add(self, other: Finding) -> None:
+        """Count another one of the same kind."""
+        self.count += other.count
+        self.more += [other.first, *other.more][: MOST_PLACES - 1 - len(self.more)]
 
 
 class Findings:
@@ -130,7 +143,7 @@ class Findings:
         key = (finding.severity, finding.title, finding.kind, finding.remedy)
         known = self._by_key.setdefault(key, finding)
         if known is not finding:
-            known.count += finding.count
+            known.add(finding)
 
     def update(self, others: Iterable[Finding]) -> None:
         """Count all of them."""
@@ -142,10 +155,19 @@ class Findings:
         return [finding for finding in self if finding.severity == severity]
 
 
-def refused(title: str, kind: str, error: DataError, *, first: str = "", remedy: str = REFETCH) -> Finding:
-    """The problem that an error is about; what its message says after a semicolon goes before `remedy`."""
-    detail, _, mend = str(error).removeprefix(f"{first}: ").partition("; ")
-    return Finding(PROBLEM, title, kind, mend or remedy, first, detail)
+def refused(
+    title: str, kind: str, error: DataError, *, first: str = "", otherwise: str = REFETCH, instead: str = ""
+) -> Finding:
+    """The problem that an error is about.
+
+    What its message says after the last semicolon (names may have some) is the remedy, `otherwise` where it says
+    nothing; `instead` takes its place where that is known better here.
+    """
+    message = str(error).removeprefix(f"{first}: ")
+    detail, semicolon, remedy = message.rpartition("; ")
+    if not semicolon:
+        detail, remedy = message, otherwise
+    return Finding(PROBLEM, title, kind, instead or remedy, first, detail)
 
 
 # ---- one chunk of files ----
@@ -156,7 +178,8 @@ class Tally:
     """What was counted in some of a set's files.
 
     images, labels: how many could be read. files, size: how many were opened, and their bytes. sizes: (W,H) -> images.
-    counts: (256,) label pixels per raw id; beyond: those of ids above 255. digests: 64 bits per image, 0 for none.
+    counts: (256,) label pixels per raw id; beyond: those of ids above 255. palettes: labels that are palette images.
+    digests: 64 bits per image, 0 for none. suspects: labels that look like train ids, to be judged as a set.
     """
 
     images: int = 0
@@ -166,8 +189,10 @@ class Tally:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     counts: np.ndarray = field(default_factory=lambda: np.zeros(256, dtype=np.int64))
     beyond: int = 0
+    palettes: int = 0
     digests: array[int] = field(default_factory=lambda: array("Q"))
     findings: Findings = field(default_factory=Findings)
+    suspects: Findings = field(default_factory=Findings)
 
     def update(self, other: Tally) -> None:
         """Add what was counted in the files that follow."""
@@ -178,8 +203,10 @@ class Tally:
         self.sizes.update(other.sizes)
         self.counts += other.counts
         self.beyond += other.beyond
+        self.palettes += other.palettes
         self.digests.extend(other.digests)
         self.findings.update(other.findings)
+        self.suspects.update(other.suspects)
 
 
 def examine(method: Method, pairs: Sequence[Pair]) -> Tally:
@@ -228,24 +255,44 @@ def _examine_label(method: Method, pair: Pair, image_size: tuple[int, int] | Non
         facts, size = label_facts(Path(pair.label), decoding)
     except DataError as error:
         kind = f"{method.what}s that cannot be read as decode = {decoding.kind!r}"
-        tally.findings.add(refused(method.title, kind, error, first=pair.label))
+        instead = MAKE_ANEW if method.what == PSEUDO_LABEL else label_remedy(Path(pair.label), decoding)
+        tally.findings.add(refused(method.title, kind, error, first=pair.label, instead=instead))
         return
     tally.labels += 1
     tally.size += size
     tally.counts += facts.counts
     tally.beyond += facts.size[0] * facts.size[1] - int(facts.counts.sum())
-    try:
-        decoding.check_ids(pair.label, facts.found)
-    except DataError as error:
-        kind = f"{method.what}s with unknown ids"
-        tally.findings.add(refused(method.title, kind, error, first=pair.label))
-    else:
-        if not facts.counts[decoding.lookup < decoding.num_classes].any():
-            remedy = "they teach nothing; remove them from the list if there should be labels"
-            kind = f"{method.what}s without a labelled pixel"
-            tally.findings.add(Finding(NOTE, method.title, kind, remedy, pair.label))
+    tally.palettes += facts.palette
+    _examine_ids(method, decoding, pair.label, facts, tally)
     if image_size is not None:
         _compare_sizes(method, pair, image_size, facts.size, tally)
+
+
+def _examine_ids(method: Method, decoding: LabelDecoding, path: str, facts: LabelFacts, tally: Tally) -> None:
+    pseudo = method.what == PSEUDO_LABEL
+    try:
+        decoding.check_ids(path, facts.found)
+    except DataError as error:
+        kind, instead = f"{method.what}s with unknown ids", MAKE_ANEW if pseudo else ""
+        tally.findings.add(refused(method.title, kind, error, first=path, instead=instead))
+        return
+    if not method.trust_ids and looks_like_train_ids(decoding, facts.counts):
+        tally.suspects.add(_suspect(method, path, facts))
+    if not facts.counts[decoding.lookup < decoding.num_classes].any():
+        remedy = "they teach nothing; remove them from the list if there should be labels"
+        if pseudo:
+            remedy = "none needed: such images take part in the other losses; a lower [pseudo_label] cap keeps more"
+        tally.findings.add(Finding(NOTE, method.title, f"{method.what}s without a labelled pixel", remedy, path))
+
+
+def _suspect(method: Method, path: str, facts: LabelFacts) -> Finding:
+    """The note of one label that looks like train ids."""
+    remedy = (
+        f"use the raw labels, or set ids = {{}} and ignore = [255] in {method.table}; trust_ids = true there if these"
+        " are raw ids"
+    )
+    found = ", ".join(map(str, facts.found))
+    return Finding(NOTE, method.title, f"{method.what}s that look like train ids", remedy, path, f"only {found} occur")
 
 
 def _missing_label(method: Method, pair: Pair) -> Finding:
@@ -268,7 +315,7 @@ def _compare_sizes(method: Method, pair: Pair, image: tuple[int, int], label: tu
     kind = f"{method.what}s of another shape than their image"
     remedy = "fetch both again, or leave them out of the list"
     if method.what != "label":
-        remedy = "make them anew from these images with Generate_Pseudo_Label.py"
+        remedy = MAKE_ANEW
     tally.findings.add(Finding(PROBLEM, method.title, kind, remedy, pair.label, detail))
 
 
@@ -317,7 +364,7 @@ def listed(data: DataSet) -> Chart:
             else:
                 add(refused(data.title, flaw.kind, flaw))
     except DataError as error:
-        add(refused(data.title, "set that cannot be listed", error, remedy=f"correct {data.method.table}"))
+        add(refused(data.title, "set that cannot be listed", error, otherwise=f"correct {data.method.table}"))
     note = data.corpus.count_note(data.split, len(chart.names)) if chart.names else None
     if note:
         add(Finding(NOTE, data.title, "number of images", "none needed if this is a part of the corpus", note))
@@ -335,50 +382,17 @@ def scan(charts: Sequence[Chart], *, workers: int) -> Generator[int, None, None]
     Results are taken in the order of the files, so that every number of processes reports the same. Raises DataError
     when a process dies.
     """
-    tasks = (
+    tasks, sent = itertools.tee(
         (chart, [chart.data.pair(name) for name in chart.names[start : start + CHUNK]])
         for chart in charts
         for start in range(0, len(chart.names), CHUNK)
     )
-    for chart, pairs, tally in _in_order(tasks, workers):
-        chart.tally.update(tally)
-        yield sum(2 if pair.label else 1 for pair in pairs)
+    with processes(workers, remedy="try again with --workers 1") as each:
+        tallies = each(_examine_task, ((chart.data.method, pairs) for chart, pairs in sent))
+        for (chart, pairs), tally in zip(tasks, tallies, strict=True):
+            chart.tally.update(tally)
+            yield sum(2 if pair.label else 1 for pair in pairs)
 
 
-Task = tuple[Chart, list[Pair]]
-
-
-def _in_order(tasks: Iterator[Task], workers: int) -> Iterator[tuple[Chart, list[Pair], Tally]]:
-    """The tasks with their tallies; so few are under way that memory does not depend on how many there are."""
-    if workers == 0:
-        for chart, pairs in tasks:
-            yield chart, pairs, examine(chart.data.method, pairs)
-        return
-    # "spawn": forking a process in which a progress bar's thread may run is unsafe.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin) as pool:
-        waiting: deque[tuple[Chart, list[Pair], Future[Tally]]] = deque()
-        try:
-            for chart, pairs in tasks:
-                waiting.append((chart, pairs, pool.submit(examine, chart.data.method, pairs)))
-                if len(waiting) > AHEAD * workers:
-                    yield _first(waiting)
-            while waiting:
-                yield _first(waiting)
-        except BrokenProcessPool:
-            raise DataError("a process that examined files was killed (memory?); try again with --workers 1") from None
-        finally:
-            for _, _, future in waiting:
-                future.cancel()
-
-
-def _first(waiting: deque[tuple[Chart, list[Pair], Future[Tally]]]) -> tuple[Chart, list[Pair], Tally]:
-    chart, pairs, future = waiting[0]
-    tally = future.result()
-    waiting.popleft()
-    return chart, pairs, tally
-
-
-def _begin() -> None:
-    """A process that examines: Ctrl-C is for the parent to answer, and processes share the machine by number."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)
+def _examine_task(task: tuple[Method, list[Pair]]) -> Tally:
+    return examine(*task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset.corpora import files_below, pseudo_label_name
-from dataset.doctor import NOTE, PROBLEM, Chart, Finding, Findings, Method, Tally, spelled
+from dataset.corpora import files_below, number_of, pseudo_label_name
+from dataset.doctor import MAKE_ANEW, NOTE, PROBLEM, PSEUDO_LABEL, Chart, Finding, Findings, Tally, spelled
 from dataset.labels import IGNORE
 from dataset.toml import DataError
 
@@ -41,45 +42,49 @@ def spelled_sizes(tally: Tally, most: int = 4) -> str:
 
 
 def _label_findings(chart: Chart, names: Sequence[str]) -> Iterator[Finding]:
-    what, table = chart.data.method.what, chart.data.method.table
+    method = chart.data.method
     labelled = chart.pixels()[: len(names)]
-    suspicion = train_id_suspicion(chart.data.method, chart.tally)
-    if suspicion is not None:
-        yield suspicion
+    yield from train_id_suspicion(chart.tally)
     if not labelled.any():
-        remedy = f"correct ids and ignore of {table}" if what == "label" else "make them anew: Generate_Pseudo_Label.py"
-        yield Finding(PROBLEM, chart.title, "set without a labelled pixel", remedy, f"{chart.tally.labels} {what}s")
+        remedy = MAKE_ANEW if method.what == PSEUDO_LABEL else f"correct ids and ignore of {method.table}"
+        read = number_of(chart.tally.labels, method.what)
+        yield Finding(PROBLEM, chart.title, "set without a labelled pixel", remedy, read)
     elif chart.data.learnt and not labelled.all():
         absent = [name for name, pixels in zip(names, labelled, strict=True) if not pixels]
-        remedy = "nothing can be learnt of them; check ids if they should be there"
-        yield Finding(NOTE, chart.title, "classes that never occur", remedy, ", ".join(absent), count=len(absent))
+        severity = NOTE if np.count_nonzero(labelled) > 1 else PROBLEM  # one class alone teaches nothing
+        remedy = f"nothing can be learnt of them; {_absence_remedy(chart)}"
+        yield Finding(severity, chart.title, "classes that never occur", remedy, ", ".join(absent), count=len(absent))
 
 
-def train_id_suspicion(method: Method, tally: Tally) -> Finding | None:
-    """The problem of files of train ids under a table of raw ids that happens to know every one of them.
+def _absence_remedy(chart: Chart) -> str:
+    """What may be behind classes that never occur: a mask is easily written so that its class 1 is read as ignored."""
+    decoding, table = chart.data.method.decoding, chart.data.method.table
+    assert decoding is not None, "a set whose labels were read has a decoding"
+    if decoding.kind == "mask" and chart.tally.palettes and chart.tally.counts[IGNORE]:
+        return (
+            f"index 255 of palette images is ignored ({chart.tally.palettes} of {chart.tally.labels} are such): convert"
+            " them to grey masks of 0 and 255, which are read as 0 and 1"
+        )
+    if decoding.num_classes == 2 and decoding.lookup[IGNORE] == IGNORE and chart.tally.counts[IGNORE]:
+        return f'255 is ignored; set decode = "mask" in {table} if it is class 1'
+    return "check ids if they should be there"
 
-    The official ids of Cityscapes include 0..18, most of them ignored. Files in which no id beyond the classes' occurs,
-    though classes have such ids, and of which the table ignores more than half, are taken for train ids.
+
+def train_id_suspicion(tally: Tally, *, tolerated: float = 0.1) -> Iterator[Finding]:
+    """What labels that look like train ids mean to their set: a problem where it is more than a tolerated share.
+
+    A few of them are a note: an image of mostly ignored objects may look like that.
     """
-    decoding = method.decoding
-    if decoding is None or not any(raw >= decoding.num_classes for raw in decoding.ids):
-        return None
-    as_train_ids = tally.counts[: decoding.num_classes].sum()
-    as_raw_ids = tally.counts[decoding.lookup < decoding.num_classes].sum()
-    others = tally.counts[decoding.num_classes : IGNORE].sum() + tally.beyond
-    if others or as_train_ids <= 2 * as_raw_ids:
-        return None
-    found = np.flatnonzero(tally.counts).tolist()
-    remedy = f"use the raw labels, or set ids = {{}} and ignore = [255] in {method.table}"
-    detail = f"these look like train ids: only {', '.join(map(str, found))} occur"
-    return Finding(PROBLEM, method.title, f"{method.what}s of other ids", remedy, detail, count=tally.labels)
+    for suspect in tally.suspects:
+        severity = PROBLEM if suspect.count > tolerated * tally.labels else NOTE
+        yield dataclasses.replace(suspect, severity=severity)
 
 
 def shared(held_out: str, train: str, *, names: Sequence[str], twin: str, table: str) -> Finding:
     """The problem of held-out images that are among the training images; twin: what the first one is called there."""
     detail = "" if names[0] == twin else f"there it is {twin}"
     kind, remedy = f"images that are in {train}, too", f"remove them from one of the two; lists are set in {table}"
-    return Finding(PROBLEM, held_out, kind, remedy, names[0], detail, len(names))
+    return Finding.of_names(PROBLEM, held_out, kind, remedy, names, detail=detail)
 
 
 def _overlaps(charts: Sequence[Chart]) -> Iterator[Finding]:
@@ -154,7 +159,8 @@ def _stray_pseudo_labels(chart: Chart) -> Iterator[Finding]:
 
 def _note(title: str, kind: str, remedy: str, folder: Path, names: Sequence[str]) -> Iterator[Finding]:
     if names:
-        yield Finding(NOTE, title, kind, remedy, os.path.join(folder, names[0]), count=len(names))
+        paths = [os.path.join(folder, name) for name in names]
+        yield Finding.of_names(NOTE, title, kind, remedy, paths)
 
 
 def _files(folder: Path) -> Iterable[str]:

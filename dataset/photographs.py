@@ -155,7 +155,7 @@ class Photograph:
 
 
 def find(archive: Archive, root: Path) -> tuple[list[Photograph], list[str]]:
-    """The archive's photographs sorted by name, and a note for each folder in which files were passed over.
+    """The archive's photographs sorted by name, and a note for each folder in which something was passed over.
 
     Raises DataError for a missing folder, a photograph without label or the reverse, or two of one name.
     """
@@ -168,7 +168,8 @@ def find(archive: Archive, root: Path) -> tuple[list[Photograph], list[str]]:
             for folder, suffixes in zip(folders, (archive.image_suffixes, archive.label_suffixes), strict=True)
         )
         _require_pairs(images, labels, folders)
-        notes += _passed_over(folders, {*images.values(), *labels.values()})
+        suffixes = (*archive.image_suffixes, *archive.label_suffixes)
+        notes += _passed_over(folders, {*images.values(), *labels.values()}, suffixes)
         for stem, image in images.items():
             if stem in found:
                 raise DataError(f"{image} and {found[stem].image} have the same name; rename one, and its label")
@@ -179,9 +180,9 @@ def find(archive: Archive, root: Path) -> tuple[list[Photograph], list[str]]:
 def _by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     """Name without suffix -> file, of the folder's files with one of the suffixes; hidden ones are left out."""
     found: dict[str, Path] = {}
-    for path in _files(folder):
-        ending = max((suffix for suffix in suffixes if path.name.lower().endswith(suffix.lower())), key=len, default="")
-        if not ending:
+    for path in _entries(folder):
+        ending = _ending(path, suffixes)
+        if not ending or path.name.startswith(".") or not path.is_file():
             continue
         stem = path.name[: -len(ending)]
         if stem in found:
@@ -192,10 +193,15 @@ def _by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def _files(folder: Path) -> list[Path]:
+def _ending(path: Path, suffixes: Sequence[str]) -> str:
+    """The longest of the suffixes that a file's name has, in whatever case; empty for none."""
+    return max((suffix for suffix in suffixes if path.name.lower().endswith(suffix.lower())), key=len, default="")
+
+
+def _entries(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; --root names the folder of the archive (docs/aerial.md)")
-    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return sorted(folder.iterdir())
 
 
 def _require_pairs(images: Mapping[str, Path], labels: Mapping[str, Path], folders: Sequence[Path]) -> None:
@@ -211,13 +217,17 @@ def _require_pairs(images: Mapping[str, Path], labels: Mapping[str, Path], folde
             )
 
 
-def _passed_over(folders: Sequence[Path], taken: Collection[Path]) -> list[str]:
-    others = {folder: [path for path in _files(folder) if path not in taken] for folder in folders}
-    return [
-        f"{folder}: {len(paths)} files are neither photographs nor labels and were passed over, first {paths[0].name}"
-        for folder, paths in others.items()
-        if paths
-    ]
+def _passed_over(folders: Sequence[Path], taken: Collection[Path], suffixes: Sequence[str]) -> list[str]:
+    """A note per folder on its other files, hidden ones included, and on folders that are named like photographs."""
+    notes = []
+    for folder in dict.fromkeys(folders):
+        others = [
+            path for path in _entries(folder) if path not in taken and (path.is_file() or _ending(path, suffixes))
+        ]
+        if others:
+            rest = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            notes.append(f"{folder}: neither photograph nor label, passed over: {others[0].name}{rest}")
+    return notes
 
 
 # ---- train and val ----

@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
+import re
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,7 +28,8 @@ import PIL
 import rasterio
 from PIL import Image
 
-from dataset.corpora import Corpus
+from dataset.corpora import Corpus, number_of
+from dataset.doctor_files import LabelFacts, image_facts, label_facts
 from dataset.labels import IGNORE
 from dataset.photographs import (
     NO_DATA,
@@ -48,6 +47,7 @@ from dataset.photographs import (
     positions,
     read_window,
 )
+from dataset.pool import Mapper, processes
 from dataset.toml import DataError, shipped_table
 from utils.config import ConfigError, Parser, nearest, read_config
 from utils.files import atomic_write
@@ -63,6 +63,13 @@ ENCODINGS: Mapping[str, Mapping[str, Any]] = {  # lossless; in TIFF, tag 317 = 2
     ".png": {"format": "PNG"},
     ".tif": {"format": "TIFF", "compression": "tiff_adobe_deflate", "tiffinfo": {317: 2}},
 }
+MISTAKES = (
+    *(DataError, ConfigError),
+    *(FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError),  # output where it cannot be
+)
+AGAIN = "start again, what is cut is kept"
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\.\w+)?")  # as utils.files names what it has not finished
+DARK, BRIGHT = 64, 192  # a label's values are taken to mean 0 below and 255 from here on; between, it is unclear
 PALETTE = {0: (0, 0, 0), 1: (255, 255, 255), IGNORE: (255, 0, 0)}
 _PALETTE_BYTES = bytes(value for index in range(256) for value in PALETTE.get(index, (0, 0, 0)))
 
@@ -79,8 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     splits = _splits(arguments, archive, found)
     for note in notes:
         say(f"note: {note}")
-    say(f"{len(found)} photographs, {_counts(splits)}; tiles of {job.size}x{job.size} every {job.stride} pixels")
-    with _mapping(min(arguments.workers, len(found))) as each:
+    grid = f"tiles of {job.size}x{job.size} every {job.stride} pixels"
+    say(f"{number_of(len(found), 'photograph')}, {_counts(splits)}; {grid}")
+    with processes(min(arguments.workers, len(found)), remedy=f"{AGAIN}, or with fewer --workers") as each:
         looks = progress(each(partial(measure, least=job.size), found), total=len(found), description="look")
         plan = [
             {"name": photograph.name, "split": splits[photograph.name], "size": list(size)}
@@ -88,23 +96,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         ]
         begun = _claim(job, plan)
         outcomes = _cut_all(each, job, found, plan)
+    for line in _notes(job, found, outcomes):
+        say(line)
     manifest = _finish(job, begun, outcomes)
-    kept = sum(outcome.kept for outcome in outcomes)
-    if kept:
-        say(f"{kept} tiles of an earlier run were kept")
     for split, numbers in manifest["splits"].items():
         say(_line(split, numbers))
     if arguments.json:
         summary = {key: manifest[key] for key in ("parameters", "splits", "versions")}
+        kept = sum(outcome.kept for outcome in outcomes)
         seconds = time.monotonic() - began
         write_json(arguments.json, {**summary, "output": job.tiles.root, "kept": kept, "seconds": seconds})
-    say(f"next: {_next_command(archive, arguments.output)}")
+    if archive.recipe:
+        say(f"next: {_next_command(archive.recipe, arguments.output)}")
 
 
 # ---- the command line ----
 
 
 def _parser() -> Parser:
+    workers = "default: one per processor; 0: none"
     parser = Parser(prog="python -m dataset.tile", description=__doc__)
     parser.add_argument("corpus", nargs="?", help="a shipped table of photographs, e.g. inria")
     parser.add_argument("--table", type=Path, metavar="FILE", help="TOML table of photographs of one's own instead")
@@ -121,7 +131,7 @@ def _parser() -> Parser:
     parser.add_argument("--val", type=Path, metavar="FILE", help="list of the photographs for validation, one a line")
     parser.add_argument("--val-fraction", type=float, metavar="SHARE", help="share of photographs drawn for validation")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of that draw (default: 0)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help=f"processes ({workers})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the summary as JSON, too")
     return parser
 
@@ -163,7 +173,7 @@ def _job(arguments: argparse.Namespace, archive: Archive) -> Job:
     stride = arguments.size if arguments.stride is None else arguments.stride
     _require(arguments.size >= LEAST_SIZE, f"--size {arguments.size}: a tile has at least {LEAST_SIZE} pixels a side")
     _require(1 <= stride <= arguments.size, f"--stride {stride}: choose 1 to {arguments.size}, more would leave gaps")
-    _require(arguments.workers >= 1, f"--workers {arguments.workers}: at least one process is needed")
+    _require(arguments.workers >= 0, f"--workers {arguments.workers}: give a number of processes, 0 for none")
     share = arguments.max_no_data
     _require(share is None or 0 <= share <= 1, f"--max-no-data {share}: a share lies in 0..1")
     asked = share is not None or arguments.no_data is not None
@@ -190,6 +200,11 @@ def _check_layout(tiles: Corpus) -> None:
     _require(lossless, "tiles: image_suffix must be .png or .tif, and label_suffix .png")
     listed = set(SPLITS) <= set(tiles.lists) and "{split}" not in tiles.images + tiles.labels
     _require(listed, "tiles: one folder holds both splits; name train_list and val_list, and no {split}")
+    written = sorted(PALETTE)
+    readable = tiles.decoding.kind in ("index", "mask") and tiles.decoding.lookup[written].tolist() == written
+    _require(
+        readable, 'tiles: palette PNGs of train ids 0, 1 and 255 are written, as decode = "mask" reads them; set it'
+    )
 
 
 def _require(holds: bool, message: str) -> None:
@@ -246,14 +261,14 @@ def _counts(splits: Mapping[str, str]) -> str:
 
 
 def _line(split: str, numbers: Mapping[str, Any]) -> str:
-    counts = f"{numbers['photographs']} photographs, {numbers['tiles']} tiles, {numbers['skipped']} skipped as no-data"
-    return f"{split}: {counts}; {numbers['class_percent']:.2f}% of the labelled pixels are class 1"
+    counts = f"{number_of(numbers['photographs'], 'photograph')}, {number_of(numbers['tiles'], 'tile')}"
+    percent = f"{numbers['class_percent']:.2f}% of the labelled pixels are class 1"
+    return f"{split}: {counts}, {numbers['skipped']} skipped as no-data; {percent}"
 
 
-def _next_command(archive: Archive, output: Path) -> str:
-    """Where these photographs are the source of a shipped recipe, that one; as a target it takes --data-dir-target."""
-    recipe = f"configs/{archive.recipe}.toml" if archive.recipe else "FILE"
-    return f"python -m dataset.check --config {recipe} --data-dir {shlex.quote(str(output))}"
+def _next_command(recipe: str, output: Path) -> str:
+    """The check of the shipped recipe whose source these are; as a target they are --data-dir-target of another."""
+    return f"python -m dataset.check --config configs/{recipe}.toml --data-dir {shlex.quote(str(output))}"
 
 
 # ---- cutting ----
@@ -261,25 +276,42 @@ def _next_command(archive: Archive, output: Path) -> str:
 
 @dataclass
 class Outcome:
-    """What became of one photograph: its tiles, those skipped, and pixel counts over the tiles. kept: tiles that were
-    there already."""
+    """What became of one photograph: its tiles, those skipped, and pixel counts over the tiles.
+
+    kept, damaged: tiles that were there already, and those that were and had to be cut anew. highest: the highest
+    value of its label, -1 where nothing had to be read; unclear, bright: how many pixels of it lie from DARK on below
+    BRIGHT, and how many above.
+    """
 
     tiles: list[str] = field(default_factory=list)
     skipped: list[dict[str, Any]] = field(default_factory=list)
     kept: int = 0
+    damaged: list[str] = field(default_factory=list)
     pixels: int = 0
     labelled: int = 0
     hits: int = 0
+    highest: int = -1
+    unclear: int = 0
+    bright: int = 0
 
-    def add(self, name: str, label: np.ndarray) -> None:
+    def add(self, name: str, counts: np.ndarray) -> None:
+        """Count a tile by its (256,) pixels per train id."""
         self.tiles.append(name)
-        self.pixels += label.size
-        self.labelled += int((label != IGNORE).sum())
-        self.hits += int((label == 1).sum())
+        self.pixels += int(counts.sum())
+        self.labelled += int(counts[:IGNORE].sum())
+        self.hits += int(counts[1])
+
+    def look(self, label: np.ndarray) -> None:
+        """Take note of a label's values (H,W,channels), of which the highest channel counts."""
+        values = label.max(axis=2)
+        self.highest = max(self.highest, int(values.max()))
+        self.bright += int((values >= BRIGHT).sum())
+        self.unclear += int(((values >= DARK) & (values < BRIGHT)).sum())
 
 
 def cut(job: Job, photograph: Photograph) -> Outcome:
-    """Write the tiles of a photograph that are not there yet, row by row, so that GDAL unpacks each strip once."""
+    """Write the tiles of a photograph that are not there yet, or damaged, row by row, so that GDAL unpacks each strip
+    once."""
     outcome = Outcome()
     with opened(photograph.image) as image, opened(photograph.label) as label:
         for top in positions(image.height, job.size, job.stride):
@@ -293,9 +325,10 @@ def _cut_tile(
 ) -> None:
     image_path = job.tiles.image_folder("") / f"{name}{job.tiles.image_suffix}"
     label_path = job.tiles.label_folder("") / f"{name}{job.tiles.label_suffix}"
-    if image_path.exists() and label_path.exists():
+    there = _sound(job, name, image_path, label_path, outcome)
+    if there is not None:
         outcome.kept += 1
-        outcome.add(name, job.tiles.decoding.decode(label_path))
+        outcome.add(name, there.counts)
         return
     colours, missing = no_data_window(pair[0], *corner, job.size, job.no_data_colour)
     share = float(missing.mean())
@@ -303,11 +336,28 @@ def _cut_tile(
         outcome.skipped.append({"tile": name, "no_data_percent": 100 * share})
         return
     classes = read_window(pair[1], *corner, job.size, job.size)
+    outcome.look(classes)
     train_ids = class_mask(classes, job.threshold, Path(pair[1].name))
     train_ids[missing] = IGNORE
     _write(image_path, Image.fromarray(colours), ENCODINGS[job.tiles.image_suffix])
     _write(label_path, _palette_image(train_ids), ENCODINGS[".png"])
-    outcome.add(name, train_ids)
+    outcome.add(name, np.bincount(train_ids.ravel(), minlength=256))
+
+
+def _sound(job: Job, name: str, image_path: Path, label_path: Path, outcome: Outcome) -> LabelFacts | None:
+    """The label of a tile that an earlier run wrote; None where there is none, or none that training could read."""
+    if not (image_path.exists() and label_path.exists()):
+        return None
+    try:
+        image, _ = image_facts(image_path)
+        label, _ = label_facts(label_path, job.tiles.decoding)
+    except DataError:
+        outcome.damaged.append(name)
+        return None
+    if image.size == label.size == (job.size, job.size) and set(label.found) <= set(PALETTE):
+        return label
+    outcome.damaged.append(name)
+    return None
 
 
 def _palette_image(train_ids: np.ndarray) -> Image.Image:
@@ -317,27 +367,15 @@ def _palette_image(train_ids: np.ndarray) -> Image.Image:
 
 
 def _write(path: Path, image: Image.Image, encoding: Mapping[str, Any]) -> None:
-    with atomic_write(path) as temporary:
-        image.save(temporary, **encoding)
+    try:
+        with atomic_write(path) as temporary:
+            image.save(temporary, **encoding)
+    except OSError as error:  # a full disk, for one
+        reason = error.strerror or error
+        raise DataError(f"{path}: cannot be written ({reason}); mend that and {AGAIN}") from None
 
 
-@contextmanager
-def _mapping(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    """`map`, in this process or over `workers` of them; results come in order."""
-    if workers == 1:
-        yield map
-        return
-    # "spawn": forking a process in which a progress bar's thread may run is unsafe.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            yield pool.map
-        finally:
-            pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, do not cut the rest
-
-
-def _cut_all(
-    each: Callable[..., Iterator[Any]], job: Job, found: Sequence[Photograph], plan: Sequence[Mapping[str, Any]]
-) -> list[Outcome]:
+def _cut_all(each: Mapper, job: Job, found: Sequence[Photograph], plan: Sequence[Mapping[str, Any]]) -> list[Outcome]:
     from utils.log import progress
 
     totals = [_number_of_tiles(job, *entry["size"]) for entry in plan]
@@ -349,6 +387,23 @@ def _cut_all(
     return outcomes
 
 
+def _notes(job: Job, found: Sequence[Photograph], outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """What the user should know of the tiles that were there, and of labels whose values leave their class open."""
+    kept = sum(outcome.kept for outcome in outcomes)
+    if kept:
+        yield f"{number_of(kept, 'tile')} of an earlier run kept"
+    damaged = [name for outcome in outcomes for name in outcome.damaged]
+    if damaged:
+        yield f"note: {number_of(len(damaged), 'damaged tile')} of an earlier run cut anew, first {damaged[0]}"
+    pairs = zip(found, outcomes, strict=True)
+    unclear = [photograph.label for photograph, outcome in pairs if job.threshold and outcome.unclear > outcome.bright]
+    if unclear:
+        yield (
+            f"note: {number_of(len(unclear), 'label')} with more values of {DARK} to {BRIGHT - 1} than above, first"
+            f" {unclear[0]}: class 1 is what lies above threshold = {job.threshold}; is that meant?"
+        )
+
+
 def _number_of_tiles(job: Job, width: int, height: int) -> int:
     return len(positions(width, job.size, job.stride)) * len(positions(height, job.size, job.stride))
 
@@ -357,11 +412,12 @@ def _number_of_tiles(job: Job, width: int, height: int) -> int:
 
 
 def _claim(job: Job, plan: list[dict[str, Any]]) -> dict[str, Any]:
-    """Write the manifest of an unfinished run and return it.
+    """The manifest of an unfinished run, written where none is there: an earlier one stays what it is, complete or not.
 
-    Raises DataError when the folder holds tiles cut otherwise or something else.
+    Unfinished files of a run that was killed are removed. Raises DataError when the folder holds tiles cut otherwise or
+    something else.
     """
-    from utils.log import write_json
+    from utils.log import say, write_json
 
     path = job.tiles.root / "manifest.json"
     manifest = {
@@ -370,15 +426,26 @@ def _claim(job: Job, plan: list[dict[str, Any]]) -> dict[str, Any]:
         "versions": {"rasterio": rasterio.__version__, "gdal": rasterio.__gdal_version__, "pillow": PIL.__version__},
         "photographs": plan,
     }
+    folders = [job.tiles.image_folder(""), job.tiles.label_folder("")]
     if path.exists():
         _require_same(path, manifest)
+        removed = _remove_temporaries([path.parent, *folders])
+        if removed:
+            say(f"{number_of(removed, 'unfinished file')} of a run that was killed removed")
     else:
-        folders = [job.tiles.image_folder(""), job.tiles.label_folder("")]
         taken = [found for found in (*folders, *_lists(job).values()) if found.exists()]
         if taken:
             raise DataError(f"{taken[0]}: exists and was not written by dataset.tile; choose another --output")
-    write_json(path, manifest)
+        write_json(path, manifest)
     return manifest
+
+
+def _remove_temporaries(folders: Sequence[Path]) -> int:
+    """Remove what killed runs left unfinished in some folders; how many files."""
+    left = [path for folder in folders for path in folder.glob(".*.tmp*") if TEMPORARY.fullmatch(path.name)]
+    for path in left:
+        path.unlink()
+    return len(left)
 
 
 def _require_same(path: Path, manifest: Mapping[str, Any]) -> None:
@@ -408,26 +475,48 @@ def _lists(job: Job) -> dict[str, Path]:
 
 
 def _finish(job: Job, begun: dict[str, Any], outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Write the lists and the complete manifest, and return it. Raises DataError for a split without a tile."""
+    """Write the lists and the complete manifest, and return it.
+
+    Raises DataError for a split without a tile, and for a train without class 1.
+    """
     from utils.log import write_json
 
+    entries = begun["photographs"]
     photographs = [
         {**entry, **_percentages([outcome]), "tiles": outcome.tiles, "skipped": outcome.skipped}
-        for entry, outcome in zip(begun["photographs"], outcomes, strict=True)
+        for entry, outcome in zip(entries, outcomes, strict=True)
     ]
+    own = {
+        split: [outcome for entry, outcome in zip(entries, outcomes, strict=True) if entry["split"] == split]
+        for split in SPLITS
+    }
+    for split in SPLITS:
+        if not any(outcome.tiles for outcome in own[split]):
+            raise DataError(f"{job.tiles.root}: no tile of {split} is left, all have no-data; raise --max-no-data")
+    _require_class(job, own["train"])
     splits = {}
     for split, path in _lists(job).items():
-        own = [o for entry, o in zip(begun["photographs"], outcomes, strict=True) if entry["split"] == split]
-        names = sorted(f"{name}{job.tiles.image_suffix}" for outcome in own for name in outcome.tiles)
-        if not names:
-            raise DataError(f"{job.tiles.root}: no tile of {split} is left, all have no-data; raise --max-no-data")
+        names = sorted(f"{name}{job.tiles.image_suffix}" for outcome in own[split] for name in outcome.tiles)
         with atomic_write(path) as temporary:
             temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-        counts = {"photographs": len(own), "tiles": len(names), "skipped": sum(len(o.skipped) for o in own)}
-        splits[split] = {**counts, **_percentages(own)}
+        skipped = sum(len(outcome.skipped) for outcome in own[split])
+        counts = {"photographs": len(own[split]), "tiles": len(names), "skipped": skipped}
+        splits[split] = {**counts, **_percentages(own[split])}
     manifest = {**begun, "state": "complete", "splits": splits, "photographs": photographs}
     write_json(job.tiles.root / "manifest.json", manifest)
     return manifest
+
+
+def _require_class(job: Job, train: Sequence[Outcome]) -> None:
+    """Raise DataError where no pixel of train is of class 1: the labels are not what the table takes them for."""
+    if any(outcome.hits for outcome in train):
+        return
+    highest = max(outcome.highest for outcome in train)
+    seen = f"the highest value is {highest}" if highest >= 0 else "the tiles of an earlier run have none"
+    raise DataError(
+        f"{job.tiles.root}: no label pixel of train is above threshold = {job.threshold} ({seen}), so class 1 never"
+        " occurs; give a --table with a lower threshold, and another --output"
+    )
 
 
 def _percentages(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
@@ -440,6 +529,9 @@ def _percentages(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
 
 
 if __name__ == "__main__":
-    from utils.runtime import launch
+    from utils.interrupts import interruptible
 
-    launch(main, (DataError, ConfigError))
+    with interruptible():  # also while torch is imported
+        from utils.runtime import launch
+
+        launch(main, MISTAKES)

@@ -19,6 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import rasterio
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -26,10 +27,27 @@ from PIL import Image
 
 from dataset import check, doctor_files
 from dataset.corpora import Corpus, DataError
-from dataset.doctor import AHEAD, CHUNK, Chart, DataSet, Method, Pair, Tally, examine, listed, scan
-from dataset.doctor_files import image_facts, label_facts, png_flaw
-from dataset.doctor_sets import frequencies
+from dataset.doctor import (
+    CHUNK,
+    MOST_PLACES,
+    NOTE,
+    PROBLEM,
+    Chart,
+    DataSet,
+    Finding,
+    Findings,
+    Method,
+    Pair,
+    Tally,
+    examine,
+    listed,
+    refused,
+    scan,
+)
+from dataset.doctor_files import image_facts, label_facts, looks_like_train_ids, png_flaw
+from dataset.doctor_sets import frequencies, train_id_suspicion
 from dataset.labels import LabelDecoding
+from dataset.pool import AHEAD
 from dataset.segmentation import read_image
 from tests.worlds import NAMES, own_settings, save_png, write_official, write_own, write_settings
 from utils import build
@@ -58,6 +76,16 @@ GREY = Image.fromarray(pixels(1))
 PNG = encode(RGB)
 
 
+def four_bands() -> bytes:
+    """A TIFF of RGB and a fourth band that is not transparency, such as infrared."""
+    with rasterio.MemoryFile() as file:
+        shape = {"count": 4, "width": SIZE[0], "height": SIZE[1], "dtype": "uint8"}
+        place = rasterio.Affine(1, 0, 10, 0, -1, 10)
+        with file.open(driver="GTiff", photometric="RGB", alpha="NO", transform=place, **shape) as dataset:
+            dataset.write(np.moveaxis(pixels(4), 2, 0))
+        return bytes(file.read())
+
+
 def chunk(kind: bytes, content: bytes) -> bytes:
     """A PNG chunk with its right checksum."""
     return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
@@ -76,6 +104,7 @@ def with_header(ihdr: bytes) -> bytes:
 
 # ---- single images ----
 
+WHOLE = ("rgb", "jpeg", "progressive jpeg", "tiff", "ppm", "bmp")  # 8-bit RGB holds all of these
 IMAGES = {  # id: the file's bytes
     "rgb": PNG,
     "grey": encode(GREY),
@@ -94,6 +123,10 @@ IMAGES = {  # id: the file's bytes
     "16-bit tiff": encode(Image.fromarray(pixels(1, np.uint16)), "TIFF"),
     "32-bit tiff": encode(Image.fromarray(pixels(1).astype(np.int32)), "TIFF"),
     "float tiff": encode(Image.fromarray(pixels(1).astype(np.float32)), "TIFF"),
+    "16-bit rgb tiff": cv2.imencode(".tif", pixels(3, np.uint16))[1].tobytes(),
+    "4-band tiff": four_bands(),
+    "16-bit ppm": b"P6 24 16 65535\n" + pixels(3, np.uint16).tobytes(),
+    "ppm": encode(RGB, "PPM"),
     "bmp": encode(RGB, "BMP"),
     "empty": b"",
     "one byte": b"\x89",
@@ -135,8 +168,7 @@ def test_a_quick_look_accepts_what_training_reads(tmp_path: Path, name: str) -> 
         if image is not None:
             assert facts[0].size == image.size
             assert facts[1] == len(IMAGES[name])
-            with Image.open(path) as stored:
-                assert (facts[0].form == "") == (stored.mode == "RGB" and name != "16-bit rgb") or decode
+            assert (facts[0].form == "") == (name in WHOLE), facts[0].form
 
 
 def test_what_is_no_file_is_refused_by_both(tmp_path: Path) -> None:
@@ -247,9 +279,10 @@ def own_set(root: Path, **keys: Any) -> DataSet:
 def flat(tally: Tally) -> dict[str, Any]:
     """A tally in terms that compare."""
     return {
-        **{key: value for key, value in vars(tally).items() if key not in ("counts", "findings")},
+        **{key: value for key, value in vars(tally).items() if key not in ("counts", "findings", "suspects")},
         "counts": tally.counts.tolist(),
         "findings": [vars(finding) for finding in tally.findings],
+        "suspects": [vars(finding) for finding in tally.suspects],
     }
 
 
@@ -453,6 +486,10 @@ MISCHIEF: dict[str, tuple[Callable[[Path], object], str, tuple[str, ...]]] = {
         *(write("world/source.txt", SOURCE_LIST + "s1.png l.png\n"), "problem"),
         ("list entries with a second column", "one image name a line"),
     ),
+    "a space": (
+        *(write("world/source.txt", SOURCE_LIST + "s9 1.png\n"), "problem"),
+        ("list entries without an image", "no image s9 1.png in"),
+    ),
     "outside": (
         *(write("world/source.txt", SOURCE_LIST + "../images/s1.png\n"), "problem"),
         ("list entries outside the image folder", "relative to that folder"),
@@ -479,7 +516,19 @@ MISCHIEF: dict[str, tuple[Callable[[Path], object], str, tuple[str, ...]]] = {
         "problem",
         ("target val", "unknown label ids 77", "map raw ids in ids"),
     ),
-    "wrong pseudo id": (paint("pseudo/t1.png", 4), "problem", ("target train", "pseudo labels with unknown ids", "4")),
+    "wrong pseudo id": (
+        paint("pseudo/t1.png", 4),
+        "problem",
+        ("target train", "pseudo labels with unknown ids", "-> make"),
+    ),
+    "damaged pseudo label": (
+        write("pseudo/t1.png", "?"),
+        *("problem", ("target train", "pseudo labels that cannot be read", "t1.png", "-> make them anew")),
+    ),
+    "pseudo label of nothing": (
+        paint("pseudo/t1.png", 255),
+        *("note", ("pseudo labels without a labelled pixel", "-> none needed", "[pseudo_label] cap")),
+    ),
     "label of another shape": (
         *(paint("world/labels/s1.png", 1, (48, 48)), "problem"),
         ("source train", "labels of another shape", "48x48, its image 64x48"),
@@ -518,8 +567,19 @@ MISCHIEF: dict[str, tuple[Callable[[Path], object], str, tuple[str, ...]]] = {
         *("note", ("images that are not 8-bit RGB", "PNG 8-bit grey")),
     ),
     "absent class": (
+        lambda root: [paint(f"world/labels/s{index}.png", index % 2)(root) for index in range(5)],
+        *("note", ("source train", "classes that never occur", "car, person")),
+    ),
+    "one class alone": (
         lambda root: [paint(f"world/labels/s{index}.png", 0)(root) for index in range(5)],
-        *("note", ("source train", "classes that never occur", "sky, car, person")),
+        *("problem", ("source train", "classes that never occur", "sky, car, person")),
+    ),
+    "many places": (
+        lambda root: [write(f"world/images/s{index}.png", "?")(root) for index in range(5)],
+        *(
+            "problem",
+            ("     5  unreadable images: world/images/s0.png: not an image", "; also", "s1.png, world/images/s2.png"),
+        ),
     ),
 }
 
@@ -560,24 +620,89 @@ def test_a_truth_under_another_table(tmp_path: Path, run: Callable[..., tuple[in
         save_png(path, official.decode(path))
     code, output, errors = run(*roots)
     assert code == 2
-    assert "these look like train ids: only 0, 2, 10, 11, 13, 18 occur" in errors
-    assert "use the raw labels, or set ids = {} and ignore = [255] in [source]" in errors
+    assert "labels that look like train ids (3): " in errors
+    assert "00001.png: only 0, 2, 10, 11, 13, 18 occur" in errors
+    assert "use the raw labels, or set ids = {} and ignore = [255] in [source]; trust_ids = true there if" in errors
     assert "the published corpus has 24966" in output
     assert run(*roots, "--override", "source.ids={}", "--override", "source.ignore=[255]")[0] == 0
+    assert run(*roots, "--override", "source.trust_ids=true")[0] == 0
+    assert run(*roots, "--override", "source.trust_ids=1")[0] == 2
 
 
-def test_files_of_official_ids_that_are_mostly_ignored_are_not_suspected(tmp_path: Path) -> None:
-    write_official(tmp_path / "gta", tmp_path / "cs")
-    corpus = Corpus.from_mapping({"corpus": "gta5", "root": tmp_path / "gta"}, 19)
-    method = Method(title="source train", table="[source]", decoding=corpus.decoding)
-    label = np.ones((64, 96), np.uint8)
-    label[0, 0] = 26  # a car: an id that no train id is
-    save_png(tmp_path / "gta/labels/00001.png", label)
-    data = DataSet(method=method, corpus=corpus, split="train", labelled=True)
-    tally = examine(method, [data.pair("00001.png")])
-    assert build.train_id_suspicion(method, tally) is None
-    tally.counts[26] = 0
-    assert build.train_id_suspicion(method, tally) is not None
+OFFICIAL = LabelDecoding(
+    kind="index",
+    num_classes=19,
+    ids={7: 0, 8: 1, 11: 2, 13: 4, 23: 10, 26: 13, 33: 18},
+    ignore=(0, 1, 2, 3, 4, 10, 255),
+)
+
+
+@pytest.mark.parametrize(
+    ("counts", "suspected"),
+    [
+        ({0: 5, 1: 1, 2: 1}, True),
+        ({0: 5, 1: 1, 2: 1, 255: 90}, True),
+        ({0: 5, 1: 1, 2: 1, 26: 1}, False),  # an id that no train id is
+        ({0: 5, 1: 1}, False),  # two ids tell nothing
+        ({0: 5, 1: 1, 255: 5}, False),
+        ({0: 5, 7: 1, 8: 1}, True),  # most pixels are ignored
+        ({0: 1, 1: 1, 2: 1, 7: 90, 8: 90}, True),  # most ids are
+        ({0: 1, 2: 1, 7: 90, 8: 90}, False),  # half of them
+        ({0: 90, 7: 90, 8: 1}, False),
+        ({7: 1, 8: 1, 11: 1}, False),
+    ],
+)
+def test_a_file_that_looks_like_train_ids(counts: dict[int, int], suspected: bool) -> None:
+    array = np.zeros(256, np.int64)
+    array[list(counts)] = list(counts.values())
+    assert looks_like_train_ids(OFFICIAL, array) == suspected
+    low = LabelDecoding(
+        kind="index", num_classes=19, ids={7: 0}, ignore=OFFICIAL.ignore
+    )  # nothing beyond the train ids
+    assert not looks_like_train_ids(low, array)
+    assert not looks_like_train_ids(LabelDecoding(kind="mask", num_classes=2, ids={33: 1}), array)
+
+
+@pytest.mark.parametrize(
+    ("suspects", "tolerated", "severity"), [(0, 0.1, None), (1, 0.1, NOTE), (2, 0.1, PROBLEM), (2, 0.25, NOTE)]
+)
+def test_a_tenth_of_suspects_is_a_note(tmp_path: Path, suspects: int, tolerated: float, severity: str | None) -> None:
+    """One file by one, whatever the others hold; trusted ids are not suspected."""
+    write_own(tmp_path, images=10)
+    for index in range(10):
+        suspected = index in range(3, 3 + suspects)
+        save_png(tmp_path / f"labels/s{index}.png", pixels(1) % 3 if suspected else np.full((16, 24), 26, np.uint8))
+    for trusted in (False, True):
+        method = Method(title="source train", table="[source]", decoding=OFFICIAL, trust_ids=trusted)
+        pairs = [Pair(str(tmp_path / f"images/s{i}.png"), str(tmp_path / f"labels/s{i}.png")) for i in range(10)]
+        found = list(train_id_suspicion(examine(method, pairs), tolerated=tolerated))
+        assert [finding.severity for finding in found] == ([severity] if severity and not trusted else [])
+        if found:
+            assert (found[0].count, found[0].detail) == (suspects, "only 0, 1, 2 occur")
+            assert found[0].first.endswith("s3.png")
+            assert "trust_ids = true" in found[0].remedy
+
+
+# ---- findings ----
+
+
+def test_places_are_kept_up_to_a_number_and_counted_beyond() -> None:
+    findings = Findings()
+    for index in range(MOST_PLACES + 5):
+        findings.add(Finding(NOTE, "t", "k", "r", str(index)))
+    (finding,) = findings
+    assert finding.count == MOST_PLACES + 5
+    assert [finding.first, *finding.more] == [str(index) for index in range(MOST_PLACES)]
+    findings.add(Finding.of_names(NOTE, "t", "other", "r", [str(index) for index in range(2 * MOST_PLACES)]))
+    assert [(found.count, len(found.more)) for found in findings][1] == (2 * MOST_PLACES, MOST_PLACES - 1)
+
+
+def test_a_semicolon_in_a_name_is_no_remedy() -> None:
+    finding = refused("t", "k", DataError("l.txt, line 1: no image a; b.png in c; d; correct the list"))
+    assert (finding.first, finding.detail) == ("", "l.txt, line 1: no image a; b.png in c; d")
+    assert finding.remedy == "correct the list"
+    finding = refused("t", "k", DataError("a; b.png: cut short"), first="a; b.png")
+    assert (finding.detail, finding.remedy) == ("cut short", "fetch the file again")
 
 
 # ---- the command line ----
@@ -598,6 +723,21 @@ def test_flags_reach_both_stages_and_the_configuration_has_two_spellings() -> No
         read(camvid, "--workers", "-1")
     with pytest.raises(ConfigError, match=r"--data-list-targe\b.*did you mean --data-list-target"):
         read(camvid, "--data-list-targe", "x")
+
+
+def test_flags_of_training_alone_are_passed_over(own: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+    """--num-steps 1 of stage 1 would be less than the --num-steps-stop that stage 2 may have."""
+    settings = own_settings(Path("world"), step2={"num_steps": 9, "num_steps_stop": 9})
+    write_settings(own / "other.toml", settings)
+    flags = ("--num-steps", "1", "--no-random-mirror", "--lambda-adv-target=0", "--target", "x")
+    code, output, errors = run(*flags, "other.toml", *PSEUDO)
+    assert code == 0, errors
+    assert "note: --num-steps, --random-mirror, --lambda-adv-target: of training alone" in output
+    assert "note: --target is accepted and has no effect" in output
+    rest, notes = check.data_flags(["--set", "val", "own.toml", "--data-dir", "x", *PSEUDO, "--cpu"])
+    assert (rest, notes) == (["--set", "val", "own.toml", "--data-dir", "x", *PSEUDO, "--cpu"], [])
+    with pytest.raises(ConfigError, match="--num-steps"):
+        check.data_flags(["--num-steps", "many"])
 
 
 @pytest.mark.parametrize(("wanted", "images", "expected"), [(None, 3, 0), (3, 3, 3), (0, 10**6, 0)])
@@ -634,6 +774,59 @@ def test_pseudo_labels_that_are_not_made_yet_are_a_note(own: Path, run: Callable
     assert "folder of pseudo labels that is not there yet: runs/own/pseudo_labels" in output
 
 
+@pytest.mark.parametrize(
+    ("decode", "draw", "remedy"),
+    [
+        ("mask", lambda: palette_of(pixels(1) % 2 * 255), "index 255 of palette images is ignored (5 of 5 are such)"),
+        ("index", lambda: Image.fromarray(pixels(1) % 2 * 255), 'set decode = "mask" in [source] if it is class 1'),
+        ("mask", lambda: Image.fromarray(pixels(1) * 0), "check ids if they should be there"),
+    ],
+)
+def test_a_binary_set_in_which_one_class_never_occurs(
+    own: Path, run: Callable[..., tuple[int, str, str]], decode: str, draw: Callable[[], Image.Image], remedy: str
+) -> None:
+    settings = own_settings(Path("world"), classes={"names": ["ground", "road"], "stuff": [0], "things": [1]})
+    settings["target"]["val_list"] = ""
+    settings["source"]["decode"] = decode
+    write_settings(own / "two.toml", settings)
+    for index in range(5):
+        save_png(own / f"pseudo/t{index}.png", pixels(1) % 2)
+        save_png(own / f"world/images/s{index}.png", pixels(3))
+        draw().save(own / f"world/labels/s{index}.png")
+    code, _, errors = run("two.toml")
+    assert code == 2
+    assert "source train: classes that never occur (1): road; nothing can be learnt of them" in errors
+    assert remedy in errors
+
+
+def palette_of(indices: np.ndarray) -> Image.Image:
+    """A palette image."""
+    image = Image.fromarray(indices)
+    image.putpalette([0, 0, 0] * 255 + [255, 255, 255])
+    return image
+
+
+@pytest.mark.parametrize(
+    ("decode", "content", "remedy"),
+    [
+        ("mask", IMAGES["16-bit grey"], "convert it to an 8-bit grey PNG"),
+        ("mask", IMAGES["rgba"], "convert it to an 8-bit grey PNG"),
+        ("threshold", IMAGES["palette"], "convert it to an 8-bit grey PNG"),
+        ("channel", PNG, "SYNTHIA: GT/LABELS"),
+        ("channel", encode(GREY), 'decode = "index" for a converted one'),
+        ("mask", PNG[:99], "fetch the file again"),
+    ],
+)
+def test_a_label_that_cannot_be_read_has_its_own_remedy(
+    tmp_path: Path, decode: str, content: bytes, remedy: str
+) -> None:
+    for name in ("image", "label"):
+        (tmp_path / name).write_bytes(PNG if name == "image" else content)
+    method = Method(title="t", table="[source]", decoding=LabelDecoding(kind=decode, num_classes=2))
+    (finding,) = examine(method, [Pair(str(tmp_path / "image"), str(tmp_path / "label"))]).findings
+    assert remedy in finding.remedy
+
+
 # ---- the quick form ----
 
 
@@ -651,7 +844,7 @@ def train(own: Path, run: Callable[..., tuple[int, str, str]]) -> Callable[..., 
 @pytest.mark.parametrize(
     "mischief",
     [
-        *("damaged image", "image that is none", "label of another shape", "pseudo label of another shape"),
+        *("damaged image", "label of another shape", "pseudo label of another shape"),
         *("wrong pseudo id", "validation in training", "dead entry", "missing pseudo label", "colour label"),
     ],
 )
@@ -678,10 +871,10 @@ def test_training_says_all_that_the_quick_form_finds(own: Path, train: Callable[
         MISCHIEF[mischief][0](own)
     code, output, errors = train()
     assert code == 2
-    assert "problem: source train: 1 labels of another shape" in output
-    assert "problem: target train: 1 unreadable images" in output
-    assert "note: target train: 1 pseudo labels without a labelled pixel" in output
-    assert "error: source train: 1 labels of another shape" in errors
+    assert "labels of another shape" not in output
+    assert "problem: target train: unreadable images (1): " in output
+    assert "note: target train: pseudo labels without a labelled pixel (1): " in output
+    assert "error: source train: labels of another shape than their image (1): " in errors
 
 
 def test_the_quick_form_looks_at_a_few_files_from_end_to_end(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -696,4 +889,9 @@ def test_the_quick_form_looks_at_a_few_files_from_end_to_end(own: Path, monkeypa
 
     monkeypatch.setattr(build, "examine", spy)
     build.check_data(config, config.step1, source=source, target=None, validation=None)
-    assert looked == [f"s{index}.png" for index in range(0, 37, 5)]
+    assert looked == [f"s{index}.png" for index in (0, 5, 10, 15, 21, 26, 31, 36)]
+    for count in (9, 8, 7, 1):
+        looked.clear()
+        source.samples = source.samples[:count]
+        build.check_data(config, config.step1, source=source, target=None, validation=None)
+        assert len(set(looked)) == min(count, 8)

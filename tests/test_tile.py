@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,7 +25,8 @@ from dataset.labels import IGNORE
 from dataset.segmentation import read_image
 from dataset.toml import shipped_table
 from tests.conftest import Script
-from utils.config import ConfigError, build_config, read_config
+from utils import build
+from utils.config import build_config, read_config
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ("inria", "massachusetts_buildings", "massachusetts_roads", "deepglobe")
@@ -41,7 +41,6 @@ CLASS_COLOURS = {"massachusetts_buildings": (255, 0, 0), "deepglobe": (250, 251,
 STRIPS = {"compress": "lzw", "interleave": "pixel"}
 TILED = {"tiled": True, "blockxsize": 16, "blockysize": 16}
 SIZE = 32
-MISTAKES = (DataError, ConfigError)
 
 # ---- tiny archives ----
 
@@ -85,7 +84,7 @@ def write_archive(
 def cut(root: Path, output: Path, *flags: str, corpus: str = "inria") -> dict[str, Any]:
     """Cut a corpus in this process; its manifest."""
     folders = ["--root", str(root), "--output", str(output)]
-    tile.main([corpus, *folders, f"--size={SIZE}", "--workers=1", *flags])
+    tile.main([corpus, *folders, f"--size={SIZE}", "--workers=0", *flags])
     return json.loads((output / "manifest.json").read_text(encoding="utf-8"))
 
 
@@ -394,7 +393,7 @@ def test_an_interrupted_run_is_completed(tmp_path: Path, capsys: pytest.CaptureF
     cut(tmp_path / "archive", tiles, corpus="massachusetts_roads")
     assert hashes(tiles) == whole
     assert untouched.stat().st_mtime_ns == before
-    assert "20 tiles of an earlier run were kept" in capsys.readouterr().out
+    assert "20 tiles of an earlier run kept" in capsys.readouterr().out
 
 
 def test_a_manifest_stands_before_the_first_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -437,23 +436,123 @@ def test_a_foreign_folder_is_never_written_into(tmp_path: Path) -> None:
     assert len(hashes(tmp_path / "tiles")) == 1
 
 
-def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
+def test_two_processes_write_the_same_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_white(tmp_path / "archive", "massachusetts_buildings", np.s_[:16, :33])
     cut(tmp_path / "archive", tmp_path / "one", corpus="massachusetts_buildings")
-    folders = ["--root", str(tmp_path / "archive"), "--output", str(tmp_path / "two")]
-    done = subprocess.run(
-        [sys.executable, "-m", "dataset.tile", "massachusetts_buildings", *folders, f"--size={SIZE}", "--workers=2"],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr
+    capsys.readouterr()
+    cut(tmp_path / "archive", tmp_path / "two", "--workers=2", corpus="massachusetts_buildings")
     assert hashes(tmp_path / "two") == hashes(tmp_path / "one")
-    last = done.stdout.strip().splitlines()[-1]
+    last = capsys.readouterr().out.strip().splitlines()[-1]
     assert last.startswith("next: python -m dataset.check --config configs/massbuildings_to_inria.toml --data-dir ")
+
+
+class Deadly(str):
+    """A name that kills the process that receives it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (1,)
+
+
+def test_a_process_that_dies_is_a_mistake_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_archive(tmp_path / "archive")
+    with monkeypatch.context() as patch:
+        true_claim = tile._claim
+
+        def claim(job: tile.Job, plan: list[dict[str, Any]]) -> dict[str, Any]:
+            begun = true_claim(job, plan)
+            object.__setattr__(job, "threshold", Deadly())
+            return begun
+
+        patch.setattr(tile, "_claim", claim)
+        with pytest.raises(DataError, match=r"process was killed .*; start again, what is cut is kept"):
+            cut(tmp_path / "archive", tmp_path / "tiles", "--workers=1")
+    assert cut(tmp_path / "archive", tmp_path / "tiles")["state"] == "complete"
+
+
+def test_damaged_tiles_are_cut_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of TIFF and PNG, and labels that are whole and of something else."""
+    for corpus, folder in (("inria", "Images"), ("massachusetts_roads", "Images_cleannull")):
+        root, tiles = tmp_path / corpus, tmp_path / f"{corpus} tiles"
+        write_archive(root, corpus)
+        cut(root, tiles, corpus=corpus)
+        whole = hashes(tiles)
+        images, labels = sorted((tiles / folder).iterdir()), sorted(tiles.glob("Segmentation*/*"))
+        content = images[0].read_bytes()
+        images[0].write_bytes(content[: len(content) // 2])
+        images[1].write_bytes(b"")
+        save(labels[2], np.full((SIZE, SIZE), 7, np.uint8))
+        save(labels[3], np.zeros((8, 8), np.uint8))
+        content = labels[4].read_bytes()
+        labels[4].write_bytes(content[:-20] + bytes([content[-20] ^ 1]) + content[-19:])
+        capsys.readouterr()
+        cut(root, tiles, corpus=corpus)
+        printed = capsys.readouterr().out
+        assert f"note: 5 damaged tiles of an earlier run cut anew, first {images[0].stem}" in printed
+        assert "19 tiles of an earlier run kept" in printed
+        assert hashes(tiles) == whole
+
+
+def test_a_rerun_that_fails_leaves_a_complete_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_archive(tmp_path / "archive")
+    cut(tmp_path / "archive", tmp_path / "tiles")
+    whole = hashes(tmp_path / "tiles")
+    (tmp_path / "tiles/Images/austin1_y00000_x00000.tif").unlink()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", full)
+        with pytest.raises(
+            DataError, match=r"x00000\.tif: cannot be written \(No space left on device\); .*start again"
+        ):
+            cut(tmp_path / "archive", tmp_path / "tiles")
+    assert hashes(tmp_path / "tiles")["manifest.json"] == whole["manifest.json"]
+    cut(tmp_path / "archive", tmp_path / "tiles")
+    assert hashes(tmp_path / "tiles") == whole
+
+
+def test_what_killed_runs_left_unfinished_is_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_archive(tmp_path / "archive")
+    cut(tmp_path / "archive", tmp_path / "tiles")
+    whole = hashes(tmp_path / "tiles")
+    for name in (
+        "Images/.a b.0123abcd.tmp.tif",
+        "SegmentationClass/.x.00000000.tmp.png",
+        ".manifest.89abcdef.tmp.json",
+    ):
+        (tmp_path / "tiles" / name).touch()
+    (tmp_path / "tiles" / "Images" / ".mine.tmp.png").touch()
+    cut(tmp_path / "archive", tmp_path / "tiles")
+    assert "3 unfinished files of a run that was killed removed" in capsys.readouterr().out
+    (tmp_path / "tiles" / "Images" / ".mine.tmp.png").unlink()
+    assert hashes(tmp_path / "tiles") == whole
+
+
+# ---- labels of other values ----
+
+
+def test_a_train_without_class_1_is_refused(tmp_path: Path) -> None:
+    pairs = write_archive(tmp_path / "archive")
+    for name, (_, classes) in pairs.items():
+        value = 255 if name == "austin1" else 100  # of val
+        save(tmp_path / f"archive/train/gt/{name}.tif", coloured(classes, value))
+    for seen in ("the highest value is 100", "the tiles of an earlier run have none"):
+        with pytest.raises(DataError, match=rf"above threshold = 127 \({seen}\)"):
+            cut(tmp_path / "archive", tmp_path / "tiles")
+    manifest = json.loads((tmp_path / "tiles" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["state"] == "in progress"
+    assert not (tmp_path / "tiles" / "train.txt").exists()
+
+
+def test_values_between_black_and_white_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = write_archive(tmp_path / "archive")
+    cut(tmp_path / "archive", tmp_path / "white")
+    assert "note" not in capsys.readouterr().out
+    save(tmp_path / "archive/train/gt/austin15.tif", coloured(pairs["austin15"][1], 150))
+    cut(tmp_path / "archive", tmp_path / "grey")
+    assert re.search(r"note: 1 label with more values of 64 to 191 .+austin15\.tif: class 1", capsys.readouterr().out)
+    assert hashes(tmp_path / "grey" / "Images") == hashes(tmp_path / "white" / "Images")
 
 
 # ---- tables ----
@@ -481,16 +580,20 @@ def cut_own(tmp_path: Path, *flags: str, **keys: Any) -> None:
         save(tmp_path / "l" / f"{name}.png", classes)
     table = own_table(tmp_path / "own.toml", **keys)
     folders = ["--root", str(tmp_path), "--output", str(tmp_path / "tiles")]
-    tile.main(["--table", str(table), *folders, f"--size={SIZE}", "--workers=1", *flags])
+    tile.main(["--table", str(table), *folders, f"--size={SIZE}", "--workers=0", *flags])
 
 
 def test_photographs_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "i").mkdir()
     (tmp_path / "i" / "notes.doc").touch()
+    (tmp_path / "i" / ".hidden.png").touch()
+    (tmp_path / "i" / "folder.png").mkdir()
+    (tmp_path / "i" / "folder").mkdir()
     cut_own(tmp_path, "--val-fraction=0.3", threshold=0)
     assert len(hashes(tmp_path / "tiles" / "Images")) == 3 * 4
     printed = capsys.readouterr().out
-    assert "1 files are neither photographs nor labels and were passed over, first notes.doc" in printed
+    assert "/i: neither photograph nor label, passed over: .hidden.png and 2 more" in printed
+    assert "next:" not in printed  # no recipe is known
 
 
 @pytest.mark.parametrize(
@@ -509,6 +612,8 @@ def test_photographs_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ({"tiles": {"corpus": "inri"}}, (), "did you mean 'inria'"),
         ({"tiles": {"images": "Images"}}, (), "tiles: one folder holds both splits; name train_list"),
         ({"tiles": {"corpus": "inria", "image_suffix": ".jpg"}}, (), "image_suffix must be .png or .tif"),
+        ({"tiles": {**photographs.OWN_TILES, "decode": "threshold"}}, (), 'as decode = "mask" reads them; set it'),
+        ({"tiles": {**photographs.OWN_TILES, "decode": "index", "ignore": [1]}}, (), "keep one of the two|set it"),
         ({}, (), "no rule of the split"),
         ({"val_pattern": "z"}, (), "no photograph is of val"),
         ({"val_pattern": "a"}, (), "a label of 0 and 1 has nothing above 127"),
@@ -516,12 +621,16 @@ def test_photographs_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ],
 )
 def test_a_mistake_in_a_table(tmp_path: Path, keys: dict[str, Any], flags: tuple[str, ...], message: str) -> None:
-    with pytest.raises(MISTAKES, match=message) as caught:
+    with pytest.raises(tile.MISTAKES, match=message) as caught:
         cut_own(tmp_path, *flags, **keys)
     assert "\n" not in str(caught.value)
 
 
 # ---- mistakes ----
+
+
+def test_what_is_a_mistake_of_output_elsewhere_is_one_here() -> None:
+    assert {error for error in build.MISTAKES if issubclass(error, OSError)} <= set(tile.MISTAKES)
 
 
 def remove_label(root: Path) -> None:
@@ -588,8 +697,10 @@ def nothing(root: Path) -> None:
         (nothing, ("--val={root}/val.txt",), r"val.txt, line 2: 'austin51' is no photograph .+did you mean austin1"),
         (nothing, ("--val={root}/val.txt", "--val-fraction=0.5"), "exclude each other"),
         (nothing, ("--table=own.toml",), "name either a shipped CORPUS or a --table FILE"),
-        (nothing, ("--workers=0",), "at least one process"),
+        (nothing, ("--workers=-1",), "give a number of processes, 0 for none"),
         (nothing, ("--strid=3",), "unknown argument --strid .did you mean --stride"),
+        (nothing, ("--output={root}/val.txt",), "(Not a directory|File exists).*val.txt"),
+        (nothing, ("--output={root}/val.txt/below",), "(Not a directory|File exists).*val.txt"),
         (nothing, ("--root={root}/train",), r"no such folder; --root names the folder of the archive"),
     ],
 )
@@ -606,7 +717,7 @@ def test_a_mistake_is_one_line(
     write_archive(root, options=STRIPS)
     (root / "val.txt").write_text("austin1\naustin51\n", encoding="utf-8")
     spoil(root)
-    folders = ["--root", str(root), "--output", str(tmp_path / "tiles"), f"--size={SIZE}", "--workers=1"]
+    folders = ["--root", str(root), "--output", str(tmp_path / "tiles"), f"--size={SIZE}", "--workers=0"]
     code, _, errors = script("dataset.tile", "inria", *folders, *(flag.format(root=root) for flag in flags))
     lines = [line for line in errors.splitlines() if line and not line.startswith(("look:", "cut:"))]
     assert code == 2, errors
