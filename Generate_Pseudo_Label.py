@@ -5,22 +5,24 @@
 
 Per class the threshold is the median confidence, at most 0.9, so about half of a class's pixels or more are kept.
 Memory stays flat: predictions wait on disk, confidences in one histogram per class. Writes one 8-bit PNG of train ids
-per image (255: no label), and `thresholds.json` with threshold and coverage per class. Next: train_step2.py.
+per image (255: no label), several at a time, and `thresholds.json` with threshold and coverage per class. Next:
+train_step2.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from dataset.corpora import pseudo_label_name
 from utils import build
+from utils.background import in_background, write_png
 from utils.config import Config
-from utils.files import atomic_write
 from utils.flags import PREDICTION, TRAINING, Options, next_command, parse
-from utils.inference import probabilities
 from utils.log import progress, say, write_json
 from utils.pseudo_label import PseudoLabeler
 from utils.runtime import launch
@@ -43,11 +45,11 @@ def generate(config: Config, options: Options) -> None:
         classes.num_classes, cache_folder=folder, cap=settings.cap, proportion=settings.proportion
     ) as labeler:
         for item in progress(stream, total=total, description="predict", unit="image"):
-            labeler.add(item.name, probabilities(item.logits, (height, width)))
+            labeler.add(item.name, item.logits.softmax(dim=0), (height, width))
         thresholds = labeler.report()
-        for name, label in progress(labeler.labels(), total=total, description="write", unit="image"):
-            with atomic_write(folder / pseudo_label_name(name)) as temporary:
-                Image.fromarray(label).save(temporary)
+        written = in_background(partial(write, folder), labeler.labels())
+        for _ in progress(written, total=total, description="write", unit="image"):
+            pass
 
     say(thresholds.format_table(classes.names))
     result = {"restore_from": str(weights.path), "sha256": weights.sha256, **thresholds.to_dict(classes.names)}
@@ -56,6 +58,12 @@ def generate(config: Config, options: Options) -> None:
     say(f"{total} pseudo labels in {folder}")
     hands = {"step2.restore_from": settings.restore_from, "step2.pseudo_labels": settings.save}
     say(f"next: {next_command(options, ['train_step2.py'], flags=TRAINING, section='step2', hands=hands)}")
+
+
+def write(folder: Path, named: tuple[str, np.ndarray]) -> None:
+    """Write one image's (name, pseudo label)."""
+    name, label = named
+    write_png(folder / pseudo_label_name(name), Image.fromarray(label))
 
 
 if __name__ == "__main__":

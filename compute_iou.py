@@ -6,7 +6,7 @@
 Truth is decoded as the configuration's [target] says (default: Cityscapes labelIds), predictions are PNGs of train
 ids. A prediction belongs to the truth of the same stem (`_leftImg8bit`, `_gtFine_labelIds` aside); `*_color.png` is
 passed over. Every truth needs a prediction of its size. A class absent from both counts in no mean; truth of 255 counts
-nowhere.
+nowhere. Pairs are counted by --num-workers threads; the scores are the same for any number.
 """
 
 from __future__ import annotations
@@ -14,19 +14,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from dataset.corpora import Corpus, DataError
-from dataset.labels import train_id_decoding
+from dataset.labels import LabelDecoding, train_id_decoding
 from utils import build, tables
+from utils.background import in_background
 from utils.config import Parser
 from utils.evaluation import Evaluation
-from utils.flags import parse, report_files
+from utils.flags import Flag, parse, report_files
 from utils.log import progress, say, write_json
 from utils.runtime import launch
+
+FLAGS = (Flag("--num-workers", "run.num_workers", int, "threads that read and count; the scores are the same"),)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the report; with --json, --csv and --markdown write it, too."""
-    config, options = parse(argv, description=__doc__, section="evaluate", flags=(), extend=_arguments)
+    config, options = parse(argv, description=__doc__, section="evaluate", flags=FLAGS, extend=_arguments)
+    build.say_notes(config, options)
     arguments = options.arguments
     classes = build.class_table(config, arguments)
     evaluation = Evaluation(classes.names, classes.subsets, boundary_ratio=config.evaluate.boundary_ratio)
@@ -36,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         Path(arguments.pred_dir),
         corpus=build.corpus(config, "target", classes),
         split=config.evaluate.split,
+        workers=build.worker_count(config),
     )
     report = evaluation.report()
     tables.publish(report, csv_file=arguments.csv, markdown_file=arguments.markdown)
@@ -43,22 +50,43 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_json(options.json, report.to_dict())
 
 
-def score(evaluation: Evaluation, truth: Path, predictions: Path, *, corpus: Corpus, split: str) -> None:
-    """Score all pairs. Raises DataError naming a prediction that is missing or of another size."""
+def score(
+    evaluation: Evaluation, truth: Path, predictions: Path, *, corpus: Corpus, split: str, workers: int = 0
+) -> None:
+    """Score all pairs, by so many threads. Raises DataError naming a prediction that is missing or of another size."""
     found = _predictions(predictions, corpus)
-    decode = train_id_decoding(len(evaluation.names)).decode
-    labels = corpus.truths(split, truth)
-    for path in progress(labels, description="score", unit="image"):
+    pairs = []
+    for path in corpus.truths(split, truth):
         prediction = found.pop(_stem(path.name, corpus), None)
         if prediction is None:
             raise DataError(f"{path} has no prediction in {predictions}; run evaluate_cityscapes.py on this split")
-        expected, predicted = corpus.decoding.decode(path), decode(prediction)
-        if expected.shape != predicted.shape:
-            sizes = [f"{array.shape[1]}x{array.shape[0]}" for array in (predicted, expected)]
-            raise DataError(f"{prediction} is {sizes[0]}, its truth {path} is {sizes[1]}; predict at full size")
-        evaluation.update(predicted, expected)
+        pairs.append((prediction, path))
+    build.refuse_train_ids(corpus, [path for _, path in pairs])
+    decoding = train_id_decoding(len(evaluation.names))
+
+    def count(pair: tuple[Path, Path]) -> Evaluation:
+        part = evaluation.part()
+        part.update(*read_pair(*pair, decoding, corpus.decoding))
+        return part
+
+    counted = in_background(count, pairs, workers=workers)
+    for part in progress(counted, total=len(pairs), description="score", unit="image"):
+        evaluation.merge(part)
+    if not evaluation.confusion.counts.any():
+        raise DataError(f"{truth}: its labels hold no labelled pixel; check [target] ids and ignore")
     if found:
         say(f"note: {len(found)} predictions have no truth and were not scored, the first is {min(found.values())}")
+
+
+def read_pair(
+    prediction: Path, truth: Path, prediction_decoding: LabelDecoding, truth_decoding: LabelDecoding
+) -> tuple[np.ndarray, np.ndarray]:
+    """The train ids (H, W) of a prediction and of its truth. Raises DataError when their sizes differ."""
+    predicted, expected = prediction_decoding.decode(prediction), truth_decoding.decode(truth)
+    if expected.shape != predicted.shape:
+        sizes = [f"{array.shape[1]}x{array.shape[0]}" for array in (predicted, expected)]
+        raise DataError(f"{prediction} is {sizes[0]}, its truth {truth} is {sizes[1]}; predict at full size")
+    return predicted, expected
 
 
 def _arguments(parser: Parser) -> None:

@@ -22,14 +22,16 @@ import numpy as np
 from PIL import Image
 
 from dataset.labels import ClassTable
+from dataset.toml import DataError
 from utils import build, tables
+from utils.background import in_background, write_png
 from utils.config import Config, ConfigError, Parser
 from utils.evaluation import Evaluation, labels_and_confidence
-from utils.files import atomic_write
 from utils.flags import EVALUATION, Options, next_command, parse, report_files
-from utils.inference import Prediction, label_map
+from utils.inference import Prediction
 from utils.log import progress, say, write_json
 from utils.runtime import launch
+from utils.strips import class_map
 
 UNLABELLED = 0  # the official id of a pixel without an answer
 
@@ -50,14 +52,25 @@ def evaluate(config: Config, options: Options) -> None:
         config, options, restore_from=settings.restore_from, split=settings.split, labelled=in_memory
     )
     evaluation = Evaluation(classes.names, classes.subsets, boundary_ratio=settings.boundary_ratio)
-    for item in progress(run.stream, total=run.total, description="evaluate", unit="image"):
-        labels = score(evaluation, item) if in_memory else predicted_labels(item)
+
+    def finish(item: Prediction) -> Evaluation:
+        """Score and write one prediction."""
+        part = evaluation.part()
+        labels = score(part, item) if in_memory else predicted_labels(item)
         for path, image in _images(PurePosixPath(item.name).stem, labels, classes, folders):
-            with atomic_write(path) as temporary:
-                image.save(temporary)
+            write_png(path, image)
+        return part
+
+    finished = in_background(finish, run.stream)
+    for part in progress(finished, total=run.total, description="evaluate", unit="image"):
+        evaluation.merge(part)
 
     result: dict[str, Any] = {"restore_from": str(run.weights.path), "sha256": run.weights.sha256, "images": run.total}
     if in_memory:
+        if not evaluation.confusion.counts.any():
+            raise DataError(
+                f"the labels of target {settings.split} hold no labelled pixel; check [target] ids and ignore"
+            )
         report = evaluation.report()
         tables.publish(report, csv_file=options.arguments.csv, markdown_file=options.arguments.markdown)
         result |= report.to_dict()
@@ -68,7 +81,7 @@ def evaluate(config: Config, options: Options) -> None:
 
 def predicted_labels(item: Prediction) -> np.ndarray:
     """The train ids (H, W) of a prediction at its image's size."""
-    return label_map(item.logits, item.label.shape[-2:]).cpu().numpy()
+    return class_map(item.logits, item.label.shape[-2:]).cpu().numpy()
 
 
 def score(evaluation: Evaluation, item: Prediction) -> np.ndarray:

@@ -20,7 +20,8 @@ from dataset.segmentation import Example, SegmentationDataset
 
 
 class Batch(NamedTuple):
-    """images: (B,3,H,W) uint8 RGB. labels: (B,H,W) int64, or B of (H,W) at native sizes. names: B names."""
+    """images: (B,3,H,W) uint8 RGB, channels last in memory. labels: (B,H,W) int64, or B of (H,W) at native sizes.
+    names: B names."""
 
     images: torch.Tensor
     labels: torch.Tensor | list[torch.Tensor]
@@ -93,7 +94,9 @@ class BatchLoader(DataLoader[Any]):
     def __iter__(self) -> Any:
         for batch in super().__iter__():
             if isinstance(batch, DataError):
-                raise batch
+                # A new one: an exception and the frame that names it hold each other, and with them the processes,
+                # which then take five seconds to end.
+                raise DataError(*batch.args)
             yield batch
 
 
@@ -106,19 +109,30 @@ def train_loader(
     start: int = 0,
     stop: int | None = None,
     num_workers: int = 0,
+    pin_memory: bool = False,
 ) -> BatchLoader:
-    """Batches of a stream from position `start` to `stop` (both in samples); endless when stop is None."""
+    """Batches of a stream from position `start` to `stop` (both in samples); endless when stop is None.
+
+    pin_memory: in memory from which CUDA copies without waiting.
+    """
     sampler = PositionSampler(len(dataset), seed=seed, stream=stream, start=start, stop=stop)
-    return _loader(dataset, sampler=sampler, batch_size=batch_size, num_workers=num_workers)
+    return _loader(dataset, sampler=sampler, batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory)
 
 
-def eval_loader(dataset: SegmentationDataset, *, batch_size: int = 1, num_workers: int = 0) -> BatchLoader:
-    """Batches of the whole dataset in its own order, the last one possibly smaller."""
-    return _loader(dataset, sampler=None, batch_size=batch_size, num_workers=num_workers)
+def eval_loader(
+    dataset: SegmentationDataset, *, batch_size: int = 1, num_workers: int = 0, pin_memory: bool = False
+) -> BatchLoader:
+    """Batches of the whole dataset in its own order, the last one possibly smaller; pin_memory as in training."""
+    return _loader(dataset, sampler=None, batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory)
 
 
 def _loader(
-    dataset: SegmentationDataset, *, sampler: PositionSampler | None, batch_size: int, num_workers: int
+    dataset: SegmentationDataset,
+    *,
+    sampler: PositionSampler | None,
+    batch_size: int,
+    num_workers: int,
+    pin_memory: bool,
 ) -> BatchLoader:
     return BatchLoader(
         _Reporting(dataset),
@@ -128,7 +142,7 @@ def _loader(
         collate_fn=partial(_collate, native_labels=dataset.native_labels),
         worker_init_fn=_one_thread,
         persistent_workers=num_workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin_memory,
         # Its own generator: a loader draws a base seed, which must not disturb the run's random numbers.
         generator=torch.Generator().manual_seed(0),
     )
@@ -147,4 +161,6 @@ def _collate(examples: list[Example | DataError], *, native_labels: bool) -> Bat
     if len({example.image.shape for example in read}) > 1:
         return DataError(f"{', '.join(names)}: images of different sizes in a batch; set an input size or batch size 1")
     labels = [example.label for example in read]
-    return Batch(torch.stack([e.image for e in read]), labels if native_labels else torch.stack(labels), names)
+    # Stacked with the channels last, as they lie: batches come in the layout that convolutions like best.
+    images = torch.stack([example.image.permute(1, 2, 0) for example in read]).permute(0, 3, 1, 2)
+    return Batch(images, labels if native_labels else torch.stack(labels), names)

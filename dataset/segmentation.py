@@ -11,13 +11,16 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from dataset.cache import ImageCache, Resized
 from dataset.corpora import DataError, Sample
 from dataset.labels import IGNORE, LabelDecoding, open_image, read_bytes, same_shape
+from dataset.png import plain_png
 from dataset.transforms import Augment, resize
 
 
 class Example(NamedTuple):
-    """image: (3,H,W) uint8 RGB. label: (H,W) int64 train ids, 255 ignored. name: the sample's name."""
+    """image: (3,H,W) uint8 RGB, a pixel's channels side by side in memory (channels last). label: (H,W) int64 train
+    ids, 255 ignored. name: the sample's name."""
 
     image: torch.Tensor
     label: torch.Tensor
@@ -32,6 +35,7 @@ class SegmentationDataset(Dataset[Example]):
     size: (W,H) of image and label, or None for the image's own size.
     augment: random mirror and scale; the draws at a position depend on (seed, stream, position) alone.
     native_labels: keep each label at its own size (validation); an unlabelled image then gives its own size.
+    cache: where images resized to `size` are kept; unused where that is None or the scale is random.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class SegmentationDataset(Dataset[Example]):
         seed: int = 0,
         stream: int = 0,
         native_labels: bool = False,
+        cache: ImageCache | None = None,
     ) -> None:
         if decoding is None and any(sample.label is not None for sample in samples):
             raise ValueError("labelled samples need a decoding")
@@ -56,6 +61,7 @@ class SegmentationDataset(Dataset[Example]):
         self.seed = seed
         self.stream = stream
         self.native_labels = native_labels
+        self.cache = cache
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -65,19 +71,24 @@ class SegmentationDataset(Dataset[Example]):
         file."""
         position, index = key if isinstance(key, tuple) else (key, key)
         sample = self.samples[index]
-        image = read_image(sample.image)
-        label = self._label(sample, image.size)
-        size = self.size or image.size
+        image, native = self._image(sample.image)
+        label = self._label(sample, native)
         if self.augment is not None:
             rng = np.random.default_rng([self.seed, self.stream, position])
-            image, label = self.augment(image, label, size, rng)
+            image, label = self.augment(image, label, self.size or native, rng)
         elif self.native_labels:
-            _require_same_shape(sample, image.size, (label.shape[1], label.shape[0]))
-            image, _ = resize(image, None, size)
+            _require_same_shape(sample, native, (label.shape[1], label.shape[0]))
         else:
-            image, label = resize(image, label, size)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+            image, label = resize(image, label, self.size or native)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         return Example(pixels, torch.from_numpy(label).to(torch.int64), sample.name)
+
+    def _image(self, path: Path) -> tuple[Image.Image, tuple[int, int]]:
+        """The image at `size`, and its own size; where the scale is random, or no size is set, as it is."""
+        if self.size is None or (self.augment is not None and self.augment.scale):
+            image = read_image(path)
+            return image, image.size
+        return read_resized(path, self.size, self.cache)
 
     def _label(self, sample: Sample, image_size: tuple[int, int]) -> np.ndarray:
         if sample.label is None or self.decoding is None:
@@ -92,6 +103,25 @@ def _require_same_shape(sample: Sample, image: tuple[int, int], label: tuple[int
         raise DataError(f"{sample.label} is {sizes[0]}, its image {sample.image} is {sizes[1]}; fetch both again")
 
 
+def read_resized(
+    path: Path, size: tuple[int, int], cache: ImageCache | None = None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """An image file as `read_image` gives it, resized to `size` (W,H), and its own size; from the cache if it is there.
+
+    Raises DataError as `read_image` does, and for a cache that cannot be used.
+    """
+    data = read_bytes(path)
+    key = cache.key(data, size) if cache else b""
+    known = cache.load(key) if cache else None
+    if known is not None:
+        return Image.fromarray(known.pixels), known.native
+    image = _decode(path, data)
+    resized, _ = resize(image, None, size)
+    if cache:
+        cache.store(key, Resized(np.asarray(resized), image.size))
+    return resized, image.size
+
+
 def read_image(path: Path) -> Image.Image:
     """An image file of any mode as 8-bit RGB.
 
@@ -99,7 +129,15 @@ def read_image(path: Path) -> Image.Image:
     applied: labels are drawn on the pixels as stored. Raises DataError naming a file that is missing,
     damaged, larger than Pillow's decompression limit, or of 32-bit pixels, whose range is unknown.
     """
-    image = open_image(path, read_bytes(path))
+    return _decode(path, read_bytes(path))
+
+
+def _decode(path: Path, data: bytes) -> Image.Image:
+    """`read_image` of a file's bytes."""
+    pixels = plain_png(data, "rgb")
+    if pixels is not None:
+        return Image.fromarray(pixels)
+    image = open_image(path, data)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # 16-bit grey
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):

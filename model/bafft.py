@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from model import aim, isia
 from model.deeplab import SegmentationNetwork, SegOutput
 from model.prototypes import PrototypeBank
-from model.regions import IGNORE, Regions, partition, pool, to_grid
+from model.regions import IGNORE, Regions, partition_all, pool, to_grid
 
 LABEL_MAPS = ("prediction", "merged")
 ALIGNMENT_LOSSES = ("stuff", "instances", "separation", "aggregation")
@@ -46,6 +46,13 @@ class Alignment:
     instances: int = 10
     slots_stuff: int = 50
     slots_thing: int = 500
+
+
+class View(NamedTuple):
+    """A batch as the alignment looks at it: features (B, D, h, w) and the label map (B, h, w) to cut them by."""
+
+    features: Tensor
+    label_map: Tensor
 
 
 class TargetRegions(NamedTuple):
@@ -95,27 +102,16 @@ class BAFFT(nn.Module):
         if alignment.aim == "fixed":
             self.register_buffer("fixed", aim.fixed_weights(alignment.aim_weights, num_classes=network.num_classes))
 
-    # -- source --------------------------------------------------------------------------------------------------------
+    # -- source and target ---------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def observe_source(self, output: SegOutput, labels: Tensor) -> Tensor:
         """Fill the banks from a source batch (spec 3.1); labels (B, H, W) ground truth.
 
         Where the prediction is wrong a pixel belongs to no region; a pooled vector enters only if the pooled
         classifier recognises it. Returns the share of the candidates that entered, a scalar (0 without candidates).
         """
-        truth = to_grid(labels, output.logits.shape[-2:])
-        wrong = output.logits.argmax(dim=1) != truth
-        regions = self._partition(truth.masked_fill(wrong, IGNORE))
-        vectors = pool(output.features.detach(), regions)
-        accepted = self._recognised(vectors, regions.category)
-        for bank, rows in ((self.stuff_bank, regions.stuff), (self.thing_bank, regions.instances)):
-            keep = accepted[rows]
-            bank.insert(vectors[rows][keep], regions.category[rows][keep])
-        candidates = slice(0, regions.instances.stop)
-        return accepted[candidates].sum() / max(regions.instances.stop, 1)
-
-    # -- target --------------------------------------------------------------------------------------------------------
+        view = self.view_source(output, labels)
+        return self._fill_banks(view.features, *self._cut(view))
 
     def describe_target(self, output: SegOutput, pseudo: Tensor) -> TargetRegions:
         """Cut a target batch into regions, pool them and measure them against the banks (spec 3.2).
@@ -123,23 +119,57 @@ class BAFFT(nn.Module):
         pseudo (B, H, W): pseudo labels, 255 where there is none; used by the label map `merged` alone. Stuff counts if
         its bank is full and the pooled classifier agrees, an instance if its bank is full, the rest never.
         """
+        view = self.view_target(output, pseudo)
+        return self._describe(view.features, *self._cut(view))
+
+    def observe_and_describe(self, source: View, target: View) -> tuple[Tensor, TargetRegions]:
+        """`observe_source`, then `describe_target`, of views; the host waits for the device once instead of twice."""
+        source_regions, target_regions = self._cut(source, target)
+        return self._fill_banks(source.features, source_regions), self._describe(target.features, target_regions)
+
+    @torch.no_grad()
+    def view_source(self, output: SegOutput, labels: Tensor) -> View:
+        """Features without gradient, and R of spec 3.1: the truth where the prediction is right."""
+        truth = to_grid(labels, output.logits.shape[-2:])
+        wrong = output.logits.argmax(dim=1) != truth
+        return View(output.features.detach(), truth.masked_fill(wrong, IGNORE))
+
+    def view_target(self, output: SegOutput, pseudo: Tensor) -> View:
+        """Features, and the label map of spec 3.2."""
         label_map = output.logits.argmax(dim=1)
         if self.alignment.label_map == "merged":
             given = to_grid(pseudo, output.logits.shape[-2:])
             label_map = torch.where(given == IGNORE, label_map, given)
-        regions = self._partition(label_map)
-        vectors = pool(output.features, regions)
-        category = regions.category
+        return View(output.features, label_map)
 
-        stuff, things = regions.stuff, regions.instances
-        stuff_distance, stuff_ready = self.stuff_bank.nearest(vectors[stuff], category[stuff])
-        thing_distance, thing_ready = self.thing_bank.nearest(vectors[things], category[things])
+    def _cut(self, *views: View) -> list[Regions]:
+        maps = [view.label_map for view in views]
+        return partition_all(maps, stuff=self.stuff, things=self.things, limit=self.alignment.instances)
+
+    @torch.no_grad()
+    def _fill_banks(self, features: Tensor, regions: Regions) -> Tensor:
+        """What `observe_source` does and returns, once the regions are known."""
+        vectors = pool(features, regions)
+        accepted = self._recognised(vectors, regions.category)
+        for bank, rows in ((self.stuff_bank, regions.stuff), (self.thing_bank, regions.instances)):
+            bank.insert(vectors[rows], regions.category[rows], accepted=accepted[rows], crowd=regions.crowd)
+        candidates = slice(0, regions.instances.stop)
+        return accepted[candidates].sum() / max(regions.instances.stop, 1)
+
+    def _describe(self, features: Tensor, regions: Regions) -> TargetRegions:
+        """What `describe_target` does, once the regions are known."""
+        vectors, category = pool(features, regions), regions.category
+        stuff, things, crowd = regions.stuff, regions.instances, regions.crowd
+        stuff_distance, stuff_ready = self.stuff_bank.nearest(vectors[stuff], category[stuff], crowd=crowd)
+        thing_distance, thing_ready = self.thing_bank.nearest(vectors[things], category[things], crowd=crowd)
         recognised = self._recognised(vectors[stuff], category[stuff])
         rest = vectors.new_zeros(len(vectors) - things.stop)
         valid = torch.cat([stuff_ready & recognised, thing_ready, rest.bool()])
         distance = torch.cat([stuff_distance, thing_distance, rest])
         distance = torch.where(valid, distance, torch.zeros_like(distance))
-        return TargetRegions(regions, vectors, distance, valid, label_map.shape[0])
+        return TargetRegions(regions, vectors, distance, valid, len(features))
+
+    # -- target --------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def observe_target(self, target: TargetRegions) -> None:
@@ -174,7 +204,7 @@ class BAFFT(nn.Module):
         the *whole* batch of the update, so that accumulated parts add up to the loss of the batch. 0 without a label.
         """
         total = F.nll_loss(log_probabilities, labels, ignore_index=IGNORE, reduction="sum")
-        return total / torch.as_tensor(pixels, device=total.device).clamp(min=1)
+        return total / torch.as_tensor(pixels).to(total.device, non_blocking=True).clamp(min=1)
 
     def adversarial_loss(self, probabilities: Tensor) -> Tensor:
         """L_adv: the target's output should be taken for source, label 0 (spec 3.1b). probabilities (B, C, H, W)."""
@@ -199,9 +229,6 @@ class BAFFT(nn.Module):
             getattr(self, name).load_state_dict(memory[name])
 
     # -- shared --------------------------------------------------------------------------------------------------------
-
-    def _partition(self, label_map: Tensor) -> Regions:
-        return partition(label_map, stuff=self.stuff, things=self.things, limit=self.alignment.instances)
 
     def _recognised(self, vectors: Tensor, category: Tensor) -> Tensor:
         """(R,) bool: does the pooled classifier put each vector (R, D) into its own class? No gradient."""

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from model.norms import InvertibleNorm, activated
+
 
 class NetworkError(ValueError):
     """A network that does not exist or cannot be built as asked; one line that says how to mend it."""
@@ -70,8 +72,8 @@ class Head(nn.Module):
 class SegmentationNetwork(nn.Module):
     """Base of all networks: a backbone, which subclasses define by `extract`, and the head named `head_name`.
 
-    `name`, `num_classes`, `branches`, `width`, `output_stride`, `train_norm_affine` are the settings that
-    rebuild it; `feature_dim` is D. Subclasses end their constructor with `_finish`.
+    `name`, `num_classes`, `branches`, `width`, `output_stride`, `train_norm_affine`, `invertible_norms` are the
+    settings that rebuild it; `feature_dim` is D. Subclasses end their constructor with `_finish`.
     """
 
     head_name: str
@@ -85,6 +87,7 @@ class SegmentationNetwork(nn.Module):
         width: int,
         output_stride: int,
         train_norm_affine: bool,
+        invertible_norms: bool = False,
     ) -> None:
         super().__init__()
         self.name = name
@@ -93,6 +96,7 @@ class SegmentationNetwork(nn.Module):
         self.width = width
         self.output_stride = output_stride
         self.train_norm_affine = train_norm_affine
+        self.invertible_norms = invertible_norms
         self.feature_dim = 0
 
     def _finish(self, feature_dim: int) -> None:
@@ -123,6 +127,10 @@ class SegmentationNetwork(nn.Module):
         """Pooled features (R, D) -> logits (R, C)."""
         return self.head.classify(vectors)
 
+    def blocks(self) -> list[nn.Module]:
+        """The parts of the backbone, one after the other, whose insides are worth computing twice to save memory."""
+        return []
+
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Trainable parameters of (backbone, head), each once; the head learns at ten times the rate."""
         head = [parameter for parameter in self.head.parameters() if parameter.requires_grad]
@@ -132,7 +140,7 @@ class SegmentationNetwork(nn.Module):
 
     def architecture(self) -> dict[str, Any]:
         """Plain values from which `build_network(**architecture)` makes this network, weights aside."""
-        return {
+        settings = {
             "name": self.name,
             "num_classes": self.num_classes,
             "branches": self.branches,
@@ -140,6 +148,7 @@ class SegmentationNetwork(nn.Module):
             "output_stride": self.output_stride,
             "train_norm_affine": self.train_norm_affine,
         }
+        return {**settings, "invertible_norms": True} if self.invertible_norms else settings
 
 
 class BasicBlock(nn.Module):
@@ -147,18 +156,18 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, channels: int, planes: int, *, stride: int, dilation: int) -> None:
+    def __init__(self, channels: int, planes: int, *, stride: int, dilation: int, norm: type[nn.BatchNorm2d]) -> None:
+        """norm: the one before an activation."""
         super().__init__()
         self.conv1 = _conv(channels, planes, 3, stride=stride, dilation=dilation)
-        self.bn1 = nn.BatchNorm2d(planes)
+        self.bn1 = norm(planes)
         self.conv2 = _conv(planes, planes, 3, dilation=dilation)
         self.bn2 = nn.BatchNorm2d(planes)
         self.downsample = _shortcut(channels, planes, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, h, w) -> (B, planes, h/stride, w/stride)."""
-        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        out = self.bn2(self.conv2(out))
+        out = self.bn2(self.conv2(activated(self.bn1, self.conv1(x))))
         return F.relu(out + (x if self.downsample is None else self.downsample(x)), inplace=True)
 
 
@@ -167,20 +176,21 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, channels: int, planes: int, *, stride: int, dilation: int) -> None:
+    def __init__(self, channels: int, planes: int, *, stride: int, dilation: int, norm: type[nn.BatchNorm2d]) -> None:
+        """norm: those before an activation."""
         super().__init__()
         self.conv1 = _conv(channels, planes, 1, stride=stride)
-        self.bn1 = nn.BatchNorm2d(planes)
+        self.bn1 = norm(planes)
         self.conv2 = _conv(planes, planes, 3, dilation=dilation)
-        self.bn2 = nn.BatchNorm2d(planes)
+        self.bn2 = norm(planes)
         self.conv3 = _conv(planes, planes * 4, 1)
         self.bn3 = nn.BatchNorm2d(planes * 4)
         self.downsample = _shortcut(channels, planes * 4, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, h, w) -> (B, 4 planes, h/stride, w/stride)."""
-        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        out = F.relu(self.bn2(self.conv2(out)), inplace=True)
+        out = activated(self.bn1, self.conv1(x))
+        out = activated(self.bn2, self.conv2(out))
         out = self.bn3(self.conv3(out))
         return F.relu(out + (x if self.downsample is None else self.downsample(x)), inplace=True)
 
@@ -221,16 +231,17 @@ class DeepLab(SegmentationNetwork):
     def __init__(self, *, name: str, resnet: str, oracle: bool = False, **settings: Any) -> None:
         super().__init__(name=name, **settings)
         block, depths = RESNETS[resnet]
+        norm = InvertibleNorm if self.invertible_norms else nn.BatchNorm2d
         self.conv1 = nn.Conv2d(3, self.width, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(self.width)
+        self.bn1 = norm(self.width)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
         stages, channels = [], self.width
         for index, depth in enumerate(depths):
             planes = self.width * 2**index
             stride, dilation = STAGES[self.output_stride][index]
-            blocks = [block(channels, planes, stride=stride, dilation=dilation)]
+            blocks = [block(channels, planes, stride=stride, dilation=dilation, norm=norm)]
             channels = planes * block.expansion
-            blocks += [block(channels, planes, stride=1, dilation=dilation) for _ in range(depth - 1)]
+            blocks += [block(channels, planes, stride=1, dilation=dilation, norm=norm) for _ in range(depth - 1)]
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         initialise_convolutions(self)
@@ -245,8 +256,12 @@ class DeepLab(SegmentationNetwork):
 
     def extract(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> layer4's features (B, D, h, w), h about H / output_stride."""
-        x = self.maxpool(F.relu(self.bn1(self.conv1(images)), inplace=True))
+        x = self.maxpool(activated(self.bn1, self.conv1(images)))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    def blocks(self) -> list[nn.Module]:
+        """The residual blocks."""
+        return [block for stage in (self.layer1, self.layer2, self.layer3, self.layer4) for block in stage]
 
 
 def initialise_convolutions(network: nn.Module) -> None:
@@ -312,22 +327,27 @@ def build_network(
     width: int = 64,
     output_stride: int = 8,
     train_norm_affine: bool = False,
+    invertible_norms: bool = False,
 ) -> SegmentationNetwork:
     """A network with random initial weights.
 
     `name`: resnet18/34/50/101, vgg16, oracle_resnet101, `timm:<name>` or a historical alias. `branches`: how
     many of the head's four branches are summed, 2 (as released) or 4. `width`: channels of the stem, all
-    others in proportion (64 is the published network). `output_stride`: 8 or 16 (vgg16: 8). Raises
-    NetworkError on a setting that cannot be built.
+    others in proportion (64 is the published network). `output_stride`: 8 or 16 (vgg16: 8). `invertible_norms`:
+    norms before an activation that inplace-abn can compute (model/norms.py), of the ResNets. Raises NetworkError on
+    a setting that cannot be built.
     """
     name = canonical_name(name)
     _check_settings(name, num_classes, branches, width, output_stride)
+    if invertible_norms and name.removeprefix("oracle_") not in RESNETS:
+        raise NetworkError(f"network {name}: only the ResNets have norms that inplace-abn can replace, set it to false")
     settings = {
         "num_classes": num_classes,
         "branches": branches,
         "width": width,
         "output_stride": output_stride,
         "train_norm_affine": train_norm_affine,
+        "invertible_norms": invertible_norms,
     }
     # Imported here because both modules build on this one, and because timm takes seconds to import.
     if name == "vgg16":

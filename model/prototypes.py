@@ -46,25 +46,42 @@ class PrototypeBank(nn.Module):
         return self.inserted.clamp(max=self.slots) / self.slots
 
     @torch.no_grad()
-    def insert(self, vectors: Tensor, category: Tensor) -> None:
-        """Insert vectors (R, D) of classes `category` (R,) in row order; each overwrites its class's oldest."""
+    def insert(
+        self, vectors: Tensor, category: Tensor, *, accepted: Tensor | None = None, crowd: int | None = None
+    ) -> None:
+        """Insert vectors (R, D) of classes `category` (R,) in row order; each overwrites its class's oldest.
+
+        accepted (R,) bool: which of them, all unless given. crowd: at most so many are of one class, R unless given.
+
+        Every class rewrites its next slots, with what they hold where nothing new comes: no size depends on what was
+        accepted, and the host need not wait to know it.
+        """
         row = self.row_of[category]
-        turn, counts = _turns(row, len(self.categories))
-        newest = turn >= counts[row] - self.slots  # of a burst longer than the ring only the end survives
-        slot = (self.inserted[row] + turn) % self.slots
-        self.prototypes[row[newest], slot[newest]] = vectors[newest].float()
+        turn, counts = _turns(row, len(self.categories), accepted)
+        lost = (counts - self.slots).clamp(min=0)  # of a burst longer than the ring only the end survives
+        turn = turn - lost[row]
+        enters = turn >= 0 if accepted is None else accepted & (turn >= 0)
+
+        width = min(len(row), self.slots, len(row) if crowd is None else crowd)
+        entrant = row.new_full((len(counts), width + 1), -1)  # the last column takes whoever does not enter
+        entrant[row, torch.where(enters, turn, width)] = torch.arange(len(row), device=row.device)
+        entrant = entrant[:, :width]
+        slot = ((self.inserted + lost)[:, None] + torch.arange(width, device=row.device)) % self.slots
+        ring = torch.arange(len(counts), device=row.device)[:, None]
+        new, held = vectors[entrant.clamp(min=0)].float(), self.prototypes[ring, slot]
+        self.prototypes[ring, slot] = torch.where(entrant[:, :, None] >= 0, new, held)
         self.inserted += counts
 
-    def nearest(self, vectors: Tensor, category: Tensor) -> tuple[Tensor, Tensor]:
+    def nearest(self, vectors: Tensor, category: Tensor, *, crowd: int | None = None) -> tuple[Tensor, Tensor]:
         """Distance `d(u, Bank)` to the closest prototype of the same class (spec 3).
 
         vectors (R, D), category (R,) -> distance (R,), the mean absolute difference over channels, differentiable
         through the chosen prototype only; ready (R,) bool, whether the class's bank is full. Where it is not, the
-        distance is 0 and passes no gradient.
+        distance is 0 and passes no gradient. crowd: at most so many vectors are of one class, R unless given.
         """
         row = self.row_of[category]
         ready = self.full[row]
-        distance = (vectors - self._closest(vectors, row)).abs().mean(dim=1)
+        distance = (vectors - self._closest(vectors, row, len(row) if crowd is None else crowd)).abs().mean(dim=1)
         return torch.where(ready, distance, torch.zeros_like(distance)), ready
 
     def centroids(self) -> tuple[Tensor, Tensor]:
@@ -72,19 +89,22 @@ class PrototypeBank(nn.Module):
         return self.prototypes.mean(dim=1), self.full
 
     @torch.no_grad()
-    def _closest(self, vectors: Tensor, row: Tensor) -> Tensor:
+    def _closest(self, vectors: Tensor, row: Tensor, crowd: int) -> Tensor:
         """The closest prototype of each vector's own class, (R, D); nothing of size R x K x D is made."""
-        if not len(row):
-            return vectors.detach()
-        turn, counts = _turns(row, len(self.categories))
-        queries = vectors.new_zeros(len(self.categories), int(counts.max()), vectors.shape[1])
+        turn, _ = _turns(row, len(self.categories))
+        queries = vectors.new_zeros(len(self.categories), crowd, vectors.shape[1])
         queries[row, turn] = vectors.detach()
         choice = torch.cdist(queries, self.prototypes, p=1.0).argmin(dim=2)
         return self.prototypes[row, choice[row, turn]]
 
 
-def _turns(row: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    """Position of each element among those of the same row (R,), and the number of elements per row (C,)."""
-    member = (row[:, None] == torch.arange(num_rows, device=row.device)).long()  # one_hot refuses a bank of no class
+def _turns(row: Tensor, num_rows: int, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Position of each element among those of the same row (R,), and the number of elements per row (C,).
+
+    counted (R,) bool: the elements that count, all unless given; the position of the others means nothing.
+    """
+    member = row[:, None] == torch.arange(num_rows, device=row.device)  # one_hot refuses a bank of no class
+    if counted is not None:
+        member = member & counted[:, None]
     turn = (member.cumsum(dim=0) - 1).gather(1, row[:, None])[:, 0]
     return turn, member.sum(dim=0)

@@ -32,6 +32,7 @@ class Regions:
     image, category, area: (R,) int64, what each region is part of and its number of pixels.
     siblings: (R,) int64, how many regions of the same kind share the region's image and category (n_k of Eq. 3.2).
     num_stuff, num_instances: how many of the R are stuff, and instances; the remainder is rest.
+    crowd: the most regions that one category has of one kind in the batch.
     """
 
     index: Tensor
@@ -41,6 +42,7 @@ class Regions:
     siblings: Tensor
     num_stuff: int
     num_instances: int
+    crowd: int
 
     @property
     def stuff(self) -> slice:
@@ -60,9 +62,27 @@ def partition(labels: Tensor, *, stuff: Sequence[int], things: Sequence[int], li
     limit: instances per class and image; among components of equal area the one whose first pixel in raster order
         comes first wins.
     """
-    grid = labels.to(device="cpu", dtype=torch.uint8).numpy()
+    (regions,) = partition_all([labels], stuff=stuff, things=things, limit=limit)
+    return regions
+
+
+def partition_all(
+    maps: Sequence[Tensor], *, stuff: Sequence[int], things: Sequence[int], limit: int = 10
+) -> list[Regions]:
+    """`partition` of each of several batches of label maps, whose sizes may differ; all on the same device.
+
+    Components are found on the host. The maps go there in a single copy, hence with a single wait for the device.
+    """
+    flat = torch.cat([labels.flatten() for labels in maps]).to(device="cpu", dtype=torch.uint8).numpy()
+    ends = np.cumsum([labels.numel() for labels in maps])
+    grids = [part.reshape(labels.shape) for part, labels in zip(np.split(flat, ends[:-1]), maps, strict=True)]
+    is_stuff, is_thing = _membership(stuff), _membership(things)
+    return [_cut(grid, is_stuff[grid], is_thing[grid], limit, maps[0].device) for grid in grids]
+
+
+def _cut(grid: np.ndarray, is_stuff: np.ndarray, is_thing: np.ndarray, limit: int, device: torch.device) -> Regions:
+    """The regions of a (B, h, w) uint8 label map, of which `is_stuff`, `is_thing` say what each pixel is."""
     batch = len(grid)
-    is_stuff, is_thing = _membership(stuff)[grid], _membership(things)[grid]
     rank = np.minimum(_component_rank(grid, is_thing), limit)
 
     # One sortable code per pixel: (kind, image, category, rank). Equal code = same region.
@@ -78,16 +98,18 @@ def partition(labels: Tensor, *, stuff: Sequence[int], things: Sequence[int], li
     _, group, members = np.unique(codes[:count] // (limit + 1), return_inverse=True, return_counts=True)
 
     def tensor(array: np.ndarray) -> Tensor:
-        return torch.as_tensor(array, dtype=torch.int64).to(labels.device, non_blocking=True)
+        return torch.from_numpy(array.astype(np.int64)).to(device, non_blocking=True)
 
+    columns = tensor(np.stack([image, category, area[:count], members[group]]))
     return Regions(
         index=tensor(index.reshape(grid.shape)),
-        image=tensor(image),
-        category=tensor(category),
-        area=tensor(area[:count]),
-        siblings=tensor(members[group]),
+        image=columns[0],
+        category=columns[1],
+        area=columns[2],
+        siblings=columns[3],
         num_stuff=int((kind == 0).sum()),
         num_instances=int((kind == 1).sum()),
+        crowd=int(np.bincount(kind * 256 + category).max(initial=0)),
     )
 
 
@@ -96,7 +118,7 @@ def pool(features: Tensor, regions: Regions) -> Tensor:
 
     Each feature is read once, whatever the number of regions; sums accumulate in float32.
     """
-    pixels = features.permute(0, 2, 3, 1).flatten(0, 2).float()  # a view in channels_last
+    pixels = features.permute(0, 2, 3, 1).flatten(0, 2).float().contiguous()  # a view of float32 in channels_last
     count = regions.area.numel()
     sums = pixels.new_zeros(count + 1, pixels.shape[1]).index_add(0, regions.index.flatten(), pixels)
     return sums[:count] / regions.area[:, None]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.deeplab import Head, NetworkError, SegmentationNetwork
 
@@ -28,6 +29,19 @@ class TimmNetwork(SegmentationNetwork):
     def extract(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> the last feature map (B, D, h, w)."""
         return self.backbone(images)[-1]
+
+    def blocks(self) -> list[nn.Module]:
+        """The blocks of stages that are plain sequences, other stages whole."""
+        return list(_blocks(self.backbone))
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """Children with several convolutions, those of sequences in their place; a single layer is not worth it."""
+    for child in module.children():
+        if isinstance(child, nn.Sequential):
+            yield from _blocks(child)
+        elif sum(isinstance(layer, nn.Conv2d) for layer in child.modules()) > 1:
+            yield child
 
 
 def timm_name(name: str) -> str:

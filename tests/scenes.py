@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks import naive
+from benchmarks.alignment import NearestMean
 from model.bafft import BAFFT, Alignment
 from model.deeplab import SegmentationNetwork, SegOutput
-from tests import naive
 
 STUFF, THINGS, NEITHER = (3, 0), (1, 5, 4), 2
 NUM_CLASSES, DIM = 6, 8
@@ -24,20 +25,6 @@ seeded = pytest.mark.parametrize("seed", range(16))
 def draw(seed: int, *limits: int) -> list[int]:
     """One number from 1 up to each limit, inclusive."""
     return np.random.default_rng([seed, 1]).integers(1, limits, endpoint=True).tolist()
-
-
-class NearestMean(nn.Module):
-    """Stands in for the network: a pooled vector belongs to the class whose mean is closest."""
-
-    num_classes, feature_dim = NUM_CLASSES, DIM
-    means: Tensor
-
-    def __init__(self, means: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("means", means)
-
-    def classify(self, vectors: Tensor) -> Tensor:
-        return vectors @ self.means.T - self.means.square().sum(dim=1) / 2
 
 
 class Target(NamedTuple):

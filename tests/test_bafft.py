@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks import naive
 from model.aim import MODES as AIM_MODES
 from model.bafft import ALIGNMENT_LOSSES, BAFFT, Alignment, needs_alignment
 from model.deeplab import SegOutput
 from model.isia import MODES as ISIA_MODES
-from tests import naive
 from tests.scenes import (
     DIM,
     GRID,
@@ -333,6 +336,113 @@ def assert_equal_losses(world: World, target: Target, other: World, changed: Tar
     torch.testing.assert_close(other.method.adaptive(), world.method.adaptive())
     for name in ALIGNMENT_LOSSES:
         assert_same(found[1][name], found[0][name], target.features)
+
+
+# -- the host ----------------------------------------------------------------------------------------------------------
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would make the host wait for a device: values, or sizes that depend on values, asked of it.
+
+    Seen on the CPU, where the same calls cost nothing.
+    """
+
+    ASKING = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "is_nonzero")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        to_host = name == "_to_copy" and kwargs.get("device") == torch.device("cpu")
+        by_mask = name in ("index", "index_put", "index_put_", "_index_put_impl_") and any(
+            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+        )
+        repeats = name == "repeat_interleave" and kwargs.get("output_size") is None
+        if name in self.ASKING or to_host or by_mask or repeats:
+            self.calls.append(name)
+        return func(*args, **kwargs)
+
+
+Labelled = tuple[SegOutput, Tensor]
+
+
+def align(method: BAFFT, source: Labelled, target: Labelled) -> None:
+    """The alignment of a training step, backward included."""
+    _, described = method.observe_and_describe(method.view_source(*source), method.view_target(*target))
+    method.observe_target(described)
+    torch.stack(list(method.alignment_losses(described).values())).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("asks", "call"),
+    [
+        (lambda x: x.sum().item(), "_local_scalar_dense"),
+        (lambda x: bool((x > 0).any()), "_local_scalar_dense"),
+        (lambda x: x.nonzero(), "nonzero"),
+        (lambda x: x[x > 0], "index"),
+        (lambda x: x.masked_fill_(x > 0, 1.0).index_put_((x > 0,), x.new_zeros(())), "index_put_"),
+        (lambda x: x.unique(), "_unique2"),
+        (lambda x: x.to(device="cpu", dtype=torch.uint8), "_to_copy"),
+    ],
+)
+def test_what_counts_as_waiting(asks, call):
+    values = torch.arange(3.0)
+    with Waits() as waits:
+        asks(values)
+    assert waits.calls == [call]
+
+
+@every_mode
+@pytest.mark.parametrize("label_map", ["prediction", "merged"])
+def test_the_host_waits_once_for_an_alignment(aim, isia, label_map):
+    """For the label maps, both at once: components are found on the host."""
+    world = world_in(aim, isia, label_map=label_map).observe(4)
+    features, prediction, labels = world.source(2)
+    target = world.target()
+    source, labelled = (SegOutput(features, logits_of(prediction)), labels), (target.output, target.pseudo)
+    with Waits() as waits:
+        align(world.method, source, labelled)
+    assert waits.calls == ["_to_copy"]
+    assert target.features.grad is not None
+    assert target.features.grad.any()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, which says itself when it makes the host wait")
+@every_mode
+def test_the_gpu_makes_the_host_wait_once(aim, isia):
+    world = world_in(aim, isia).observe(4)
+    method = world.method.cuda()
+    features, prediction, labels = (value.cuda() for value in world.source(2))
+    target = Target(*(value.detach().cuda() for value in world.target()))
+    target.features.requires_grad_()
+    source, labelled = (SegOutput(features, logits_of(prediction)), labels), (target.output, target.pseudo)
+    torch.cuda.synchronize()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        align(method, source, labelled)
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([warning for warning in caught if "synchronizing CUDA operation" in str(warning.message)]) == 1
+
+
+@every_mode
+def test_observing_and_describing_together_is_doing_one_after_the_other(aim, isia):
+    """Whatever the sizes of the two."""
+    world, other = (world_in(aim, isia).observe(4) for _ in range(2))
+    features, prediction, labels = world.source(3)
+    source, target = SegOutput(features, logits_of(prediction)), world.target()
+    share = world.method.observe_source(source, labels)
+    described = world.method.describe_target(target.output, target.pseudo)
+    views = other.method.view_source(source, labels), other.method.view_target(target.output, target.pseudo)
+    other_share, other_described = other.method.observe_and_describe(*views)
+    assert torch.equal(share, other_share)
+    assert not changed(world.method, snapshot(other.method)) & {"stuff_bank.prototypes", "thing_bank.prototypes"}
+    losses = world.method.alignment_losses(described)
+    for name, loss in other.method.alignment_losses(other_described).items():
+        assert torch.equal(loss, losses[name])
 
 
 # -- state -------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks import profile
+from benchmarks.iteration import Iteration, PlainIteration, published
 from dataset.corpora import DataError
 from dataset.loading import Batch
 from model.bafft import BAFFT
+from tests.test_bafft import Waits
 from tests.worlds import ALIGNED, SELF_TRAINED, own_settings, save_png, write_own, write_settings
-from utils import build
-from utils.config import Config, build_config
+from utils import build, engine
+from utils.config import Config, ConfigError, build_config
 from utils.engine import Pair, Recipe, TrainState, frozen, set_learning_rates, train_step
 from utils.flags import TRAINING, parse
-from utils.runtime import seed_everything
+from utils.runtime import compile_network, prefetch, seed_everything
 from utils.stage import run_stage
 
 CPU = torch.device("cpu")
@@ -282,7 +286,7 @@ def test_accumulated_batches_weigh_as_one_large_batch(update: Callable[..., Upda
 
 OFF_SWITCHES = {
     "adv": ["adversarial_loss", "discriminator_losses"],
-    "alignment": ["observe_source", "observe_target", "describe_target", "alignment_losses"],
+    "alignment": ["view_source", "observe_and_describe", "observe_target", "alignment_losses"],
 }
 
 
@@ -458,3 +462,217 @@ def test_fp16_without_any_loss_moves_statistics_alone(update: Callable[..., Upda
     fresh.run(precision="fp32", weights={**ALL_OFF, "seg": 0.0})
     assert differences(weights, dict(network.named_parameters())) == []
     assert differences(means, running_means(network))
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [
+        (["--opt-level", "O0"], "fp32"),
+        (["--opt-level", "O2"], "fp16"),
+        (["--opt-level", "O1", "--precision", "fp16"], "fp16"),
+    ],
+)
+def test_apexs_levels_are_names_for_precisions(world: Path, tmp_path: Path, flags: list[str], precision: str) -> None:
+    path = write_settings(tmp_path / "own.toml", own_settings(world))
+    config, options = parse(["--config", str(path), *flags], description="", section="step1", flags=TRAINING)
+    assert config.run.precision == precision
+    assert any("apex's amp is retired" in note for note in options.notes)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--opt-level", "O4"], "--opt-level O4: choose one of O0, O1, O2, O3"),
+        (["--opt-level", "O1", "--precision", "bf16"], "--opt-level O1 means --precision fp16, not bf16"),
+    ],
+)
+def test_a_level_that_means_something_else_is_refused(
+    world: Path, tmp_path: Path, flags: list[str], message: str
+) -> None:
+    path = write_settings(tmp_path / "own.toml", own_settings(world))
+    with pytest.raises(ConfigError, match=message):
+        parse(["--config", str(path), *flags], description="", section="step1", flags=TRAINING)
+
+
+# ---- speed and memory ----
+
+
+class Operations(Waits):
+    """Every operation by its name, and those that would make the host wait for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count[func.overloadpacket.__name__] += 1
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+@pytest.mark.parametrize(("precision", "scalars"), [("fp32", 0), ("fp16", 4)])
+def test_an_update_waits_for_the_device_once_and_takes_one_softmax_per_image(
+    update: Callable[..., Update], monkeypatch: pytest.MonkeyPatch, precision: str, scalars: int
+) -> None:
+    """The label maps go to the host in one copy; the optimisers are fused, as on CUDA, and ask for nothing.
+
+    scalars: what the loss scaler copies from its device to its device; here that is the host.
+    """
+    monkeypatch.setattr(engine, "fuses", lambda device: True)
+    fresh = update(precision, batch_size=1)
+    # fp32 arithmetic, so that the CPU needs no half-precision convolutions: the scaler alone is in question.
+    fresh.run(precision="fp32")
+    with Operations() as operations:
+        fresh.run(precision="fp32")
+    assert operations.calls == ["_to_copy"] * (1 + scalars)
+    assert {name: operations.count[name] for name in ("_log_softmax", "_softmax", "exp")} == {
+        "_log_softmax": 2,  # source and target
+        "_softmax": 0,
+        "exp": 2,
+    }
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("resumed_fused", [True, False])
+def test_fused_and_unfused_runs_resume_each_other(
+    update: Callable[..., Update], monkeypatch: pytest.MonkeyPatch, optimizer: str, resumed_fused: bool
+) -> None:
+    def make(fused: bool) -> Update:
+        monkeypatch.setattr(engine, "fuses", lambda device: fused)
+        return update(optimizer=optimizer)
+
+    first, second, reference = make(not resumed_fused), make(resumed_fused), make(not resumed_fused)
+    first.run()
+    reference.run()
+    second.state.load_state_dict(first.state.state_dict() | {"format": "", "meta": {}})
+    for half in (second, reference):
+        half.run()
+    for pair in zip(second.state.optimizer.param_groups, reference.state.optimizer.param_groups, strict=True):
+        assert [group["fused"] for group in pair] == [resumed_fused, not resumed_fused]
+    expected = reference.state.method.state_dict()
+    for name, value in second.state.method.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_lie_in_memory_as_their_weights_do(update: Callable[..., Update]) -> None:
+    """Fused kernels need that; it is also what shows that channels_last reaches the backward pass."""
+    fresh = update()
+    fresh.run()
+    weights = {name: p for name, p in fresh.state.method.named_parameters() if p.grad is not None}
+    assert all(p.grad is not None and _layout(p.grad) == _layout(p) for p in weights.values())
+    wide = [p for name, p in weights.items() if name.startswith("network.layer") and p.shape[-1] == 3]
+    assert wide
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in wide)
+
+
+def _layout(tensor: Tensor) -> list[int]:
+    """Strides of the dimensions that have any extent."""
+    return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
+
+
+def test_checkpointed_training_is_the_same_to_the_bit(world: Path, tmp_path: Path) -> None:
+    brief = {"num_steps": 2, "save_pred_every": 2, "statistics": "source", "iter_size": 2}
+    model = own_settings(world)["model"]
+    plain, recomputed = (
+        state_of(train(world, tmp_path / str(on), "step2", step2=brief, model={**model, "checkpointing": on}))
+        for on in (False, True)
+    )
+    assert differences(plain, recomputed) == []
+
+
+def test_a_compiled_run_has_the_same_checkpoints(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend that traces and generates no code: whether kernels can be made here is not in question."""
+    compiled = []
+
+    def traced(network: torch.nn.Module, device: torch.device) -> None:
+        compile_network(network, device, backend="eager")
+        compiled.append(network)
+
+    monkeypatch.setattr("utils.stage.compile_network", traced)
+    brief = {"num_steps": 2, "save_pred_every": 1, "weights": ALIGNED}
+    plain = state_of(train(world, tmp_path / "plain", step1=brief))
+    folder = train(world, tmp_path / "compiled", "step1", "--compile", "--num-steps-stop", "1", step1=brief)
+    assert len(compiled) == 1
+    train(world, folder, "step1", "--continue-train", step1=brief)
+    resumed = state_of(folder)
+    assert plain["network"].keys() == resumed["network"].keys()
+    for name, value in plain["network"].items():
+        torch.testing.assert_close(resumed["network"][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_where_nothing_can_be_compiled_a_run_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("No working C++ compiler found\nlong story")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    with pytest.raises(ConfigError, match=r"\[run\] compile: .*\(No working C\+\+ compiler found\); leave it out"):
+        compile_network(torch.nn.Identity(), CPU)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"run": {"compile": True}, "model": {"checkpointing": True}}, "compile cannot look into .* checkpointing"),
+        ({"run": {"compile": True}, "model": {"inplace_abn": True}}, "compile cannot look into .* inplace_abn"),
+        ({"run": {"precision": "bf16"}, "model": {"inplace_abn": True}}, "inplace_abn knows no bf16"),
+    ],
+)
+def test_switches_that_exclude_each_other(world: Path, sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_config(own_settings(world, **sections), where="test")
+
+
+def test_prefetching_keeps_the_order_and_reads_nothing_ahead_on_the_cpu() -> None:
+    read = []
+
+    def items() -> Iterator[int]:
+        for item in range(3):
+            read.append(item)
+            yield item
+
+    stream = prefetch(items(), lambda item: 10 * item, CPU)
+    assert next(stream) == 0
+    assert read == [0]
+    assert list(stream) == [10, 20]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_prefetching_on_cuda_copies_every_item() -> None:
+    device = torch.device("cuda")
+    items = [torch.full((1000, 1000), float(number)).pin_memory() for number in range(8)]
+    moved = prefetch(items, lambda item: item.to(device, non_blocking=True), device)
+    assert [float(item.mean()) for item in moved] == list(range(8))
+
+
+def test_loaders_pin_memory_for_cuda_alone(world: Path) -> None:
+    config = build_config(own_settings(world), where="test")
+    assert not build.prediction_loader(config, "val", build.class_table(config), labelled=True).pin_memory
+
+
+# ---- benchmarks ----
+
+
+def test_the_iteration_that_is_written_down_plainly_has_the_same_losses() -> None:
+    config = published(quick=True)
+    ours = Iteration.random(config, "step2", CPU)
+    plain = PlainIteration(Iteration.random(config, "step2", CPU), None)
+    losses, expected = ours.run(), plain.run()
+    assert losses.keys() - {"accepted"} == expected.keys()
+    for name, loss in expected.items():
+        torch.testing.assert_close(losses[name], loss, rtol=1e-3, atol=1e-5)
+    assert expected["separation"] > 0
+    torch.testing.assert_close(ours.run(), losses, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("flags", [[], ["--data"]])
+def test_the_profile_accounts_for_an_iteration(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    keys = {"pseudo_labels": str(world / "pseudo")}
+    path = write_settings(tmp_path / "own.toml", own_settings(world, step2=keys))
+    arguments = ["--config", str(path), "--iterations", "1", "--json", str(tmp_path / "profile.json"), *flags]
+    profile.main(arguments)
+    seconds = json.loads((tmp_path / "profile.json").read_text())["seconds"]
+    parts = {"source forward", "source backward", "target forward", "target backward", "alignment", "adversary"}
+    assert parts < seconds.keys()
+    assert all(value >= 0 for value in seconds.values())
+    assert "% of a large matrix product" in capsys.readouterr().out

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from compute_iou import score
-from dataset.corpora import Corpus
+from dataset.corpora import Corpus, DataError
 from dataset.labels import load_class_table
 from evaluate_cityscapes import to_label_ids
 from tests.worlds import naive_iou, save_png
@@ -286,6 +286,76 @@ def test_an_image_is_remembered_by_a_few_numbers_per_class() -> None:
         evaluation = evaluated(random_pairs(2, size=size))
         sizes.append([tally.size for tally in evaluation._tallies])
     assert sizes == [[(3 + len(SUBSETS)) * len(NAMES)] * 2] * 2
+
+
+# ---- parts ----
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 1), (2, 3), (0, 5), (4, 0, 1)])
+@pytest.mark.parametrize("confident", [True, False])
+def test_parts_merge_to_the_whole_exactly(sizes: tuple[int, ...], confident: bool) -> None:
+    pairs = random_pairs(5)
+    rng = np.random.default_rng(0)
+    confidences = [rng.random(truth.shape, dtype=np.float32) if confident else None for _, truth in pairs]
+    images = [(*pair, confidence) for pair, confidence in zip(pairs, confidences, strict=True)]
+    whole, merged = (Evaluation(NAMES, SUBSETS, boundary_ratio=0.1) for _ in range(2))
+    for image in images:
+        whole.update(*image)
+    for size in sizes:
+        part = merged.part()
+        for _ in range(size):
+            part.update(*images.pop(0))
+        merged.merge(part)
+    assert merged.report().to_dict() == whole.report().to_dict()
+    assert (merged.report().calibration is not None) == confident
+
+
+def test_only_parts_of_the_same_evaluation_merge() -> None:
+    evaluation = Evaluation(NAMES, SUBSETS)
+    for other in (Evaluation(NAMES), Evaluation(NAMES[:3], {}), Evaluation(NAMES, SUBSETS, boundary_ratio=0.1)):
+        with pytest.raises(ValueError, match="cannot merge"):
+            evaluation.merge(other)
+    image = np.zeros((2, 2), np.uint8)
+    evaluation.update(image, image)
+    part = evaluation.part()
+    part.update(image, image, np.ones((2, 2), np.float32))
+    with pytest.raises(ValueError, match="every image, or of none"):
+        evaluation.merge(part)
+    assert evaluation.report(Bootstrap(samples=1)).images == 1
+
+
+def write_cityscapes(root: Path, images: int) -> None:
+    """Truths of official ids below gtFine/val, predictions of train ids below out."""
+    for index, (prediction, truth) in enumerate(random_pairs(images)):
+        raw = np.array([7, 8, 11], np.uint8)[np.minimum(truth, 2)]
+        raw[truth == 255] = 0
+        save_png(root / "gtFine" / "val" / "city" / f"city_{index:06d}_gtFine_labelIds.png", raw)
+        save_png(root / "out" / f"city_{index:06d}_leftImg8bit.png", prediction)
+
+
+def test_scores_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
+    write_cityscapes(tmp_path, 7)
+    corpus = Corpus.from_mapping({"corpus": "cityscapes", "root": str(tmp_path)}, 19)
+    classes = load_class_table("cityscapes")
+    reports = []
+    for workers in (0, 1, 4):
+        evaluation = Evaluation(classes.names, classes.subsets)
+        folders = (tmp_path / "gtFine" / "val", tmp_path / "out")
+        score(evaluation, *folders, corpus=corpus, split="val", workers=workers)
+        reports.append(evaluation.report().to_dict())
+    assert reports[0] == reports[1] == reports[2]
+    assert reports[0]["images"] == 7
+
+
+def test_the_first_bad_file_is_named_whichever_thread_finds_it(tmp_path: Path) -> None:
+    write_cityscapes(tmp_path, 6)
+    for index in (2, 4):
+        (tmp_path / "out" / f"city_{index:06d}_leftImg8bit.png").write_bytes(b"?")
+    corpus = Corpus.from_mapping({"corpus": "cityscapes", "root": str(tmp_path)}, 19)
+    classes = load_class_table("cityscapes")
+    folders = (tmp_path / "gtFine" / "val", tmp_path / "out")
+    with pytest.raises(DataError, match="city_000002_leftImg8bit"):
+        score(Evaluation(classes.names), *folders, corpus=corpus, split="val", workers=3)
 
 
 # ---- the report ----

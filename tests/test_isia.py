@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks import naive
 from model.isia import aggregation, class_centroids, separation, separation_released, similarity
 from model.regions import partition, pool
-from tests import naive
 from tests.scenes import (
     NUM_CLASSES,
     STUFF,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -13,11 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from benchmarks.data import feeding, workers_to_feed
 from dataset.corpora import DataError, Sample
 from dataset.labels import train_id_decoding
 from dataset.loading import Batch, PositionSampler, eval_loader, order, train_loader
 from dataset.segmentation import SegmentationDataset
 from dataset.transforms import Augment
+from utils import build
+from utils.flags import TRAINING, parse
 
 # Python 3.12 and newer warn when a process with threads forks, which is how loaders start workers on Linux.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -109,6 +114,7 @@ def test_worker_count_changes_nothing(samples: list[Sample]) -> None:
     assert len(runs[0]) == N
     assert runs[0][0].images.shape == (2, 3, 16, 24)
     assert runs[0][0].images.dtype == torch.uint8
+    assert all(batch.images.is_contiguous(memory_format=torch.channels_last) for run in runs for batch in run)
     assert_same(runs[0], runs[1])
     counts = Counter(name for batch in runs[0] for name in batch.names)
     assert counts == {sample.name: 2 for sample in samples}
@@ -160,9 +166,32 @@ def test_bad_file_is_one_line_from_any_worker(samples: list[Sample], workers: in
     assert str(error.value) == f"{samples[4].image}: not an image file of a known kind"
 
 
+def test_processes_end_with_the_mistake(samples: list[Sample]) -> None:
+    """Not only when the collector of cycles comes by, which they would make wait for five seconds."""
+    samples[4].image.write_bytes(b"no image")
+    others = set(multiprocessing.active_children())
+    with contextlib.suppress(DataError):
+        list(eval_loader(dataset_of(samples), num_workers=1))
+    assert set(multiprocessing.active_children()) <= others
+
+
 def test_native_sizes_that_differ_cannot_be_batched(samples: list[Sample]) -> None:
     Image.new("RGB", (8, 8)).save(samples[1].image)
     dataset = dataset_of(samples, size=None, augment=None)
     assert len(list(eval_loader(dataset))) == N
     with pytest.raises(DataError, match=r"0\.png, 1\.png: images of different sizes"):
         list(eval_loader(dataset, batch_size=2))
+
+
+def test_processes_that_feed_a_step() -> None:
+    assert [workers_to_feed(0.06, step) for step in (0.05, 0.06, 0.2)] == [2, 1, 1]
+    assert workers_to_feed(0.06, 0.1, images=4) == 3
+    assert "0.05 s 2 (1), 0.1 s 1 (1)" in feeding(0.06, 0.01)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_slow_decoding_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fast: bool) -> None:
+    monkeypatch.setattr(build, "FAST_PNG", fast)
+    config, options = parse([], description="", section="step1", flags=TRAINING)
+    build.say_notes(config, options)
+    assert ("note: kornia-rs 0.2 or newer is not installed" in capsys.readouterr().out) == (not fast)

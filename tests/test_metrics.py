@@ -119,15 +119,26 @@ def test_as_many_classes_as_there_can_be() -> None:
     assert (matrix.iou() == 100).all()
 
 
-@pytest.mark.parametrize("limit", [1, 7, 2**24])
-def test_pairs_are_counted_in_parts_that_opencv_counts_exactly(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "_EXACT", limit)
-    left, right = np.random.default_rng(0).integers(0, 256, (2, 9, 11), dtype=np.uint8)
+@given(images, st.sampled_from([0, 4, 1000]))
+@settings(max_examples=100, deadline=None)
+def test_pairs_by_the_run_and_by_the_pixel_are_those_of_a_loop(
+    pair: tuple[np.ndarray, np.ndarray], short_run: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "_SHORT_RUN", short_run)
+        counts = joint_counts(*pair)
     expected = np.zeros((256, 256), dtype=np.int64)
-    np.add.at(expected, (left, right), 1)
-    assert np.array_equal(
-        joint_counts(left[:, ::2], right[:, ::2]) + joint_counts(left[:, 1::2], right[:, 1::2]), expected
-    )
+    np.add.at(expected, pair, 1)
+    assert np.array_equal(counts, expected)
+    assert counts.dtype == np.int64
+
+
+def test_every_pair_of_values_is_counted_at_its_place() -> None:
+    """Of arrays that lie in steps in memory, too."""
+    left, right = np.indices((256, 256), dtype=np.uint8)
+    assert (joint_counts(left[:, ::2], right[:, ::2])[:, ::2] == 1).all()
+    assert (joint_counts(left.T, right.T) == 1).all()
+    assert joint_counts(np.full((4, 9), 3, np.uint8), np.full((4, 9), 255, np.uint8))[3, 255] == 36
 
 
 def test_sum_of_two_parts_is_the_whole() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from model.activations import checkpoint_blocks, use_inplace_norms
 from model.deeplab import Head, NetworkError, build_network, frozen_statistics, input_statistics
 from model.discriminator import Discriminator
+from model.norms import InvertibleNorm
 
 TINY = [
     {"name": "resnet18", "width": 8},
@@ -322,3 +326,111 @@ def test_discriminator_is_five_convolutions_with_leaky_relus():
         expected = F.conv2d(expected, state[f"{name}.weight"], state[f"{name}.bias"], stride=2, padding=1)
     torch.testing.assert_close(discriminator(x), expected)
     assert discriminator.architecture() == {"name": "discriminator", "num_classes": 4, "width": 64}
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+
+Passed = tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]
+
+
+def passed(network: nn.Module) -> Passed:
+    """Loss, gradients and buffers after two updates' passes, the second of which leaves the statistics alone."""
+    torch.manual_seed(0)
+    loss = network(images()).logits.square().mean()
+    loss.backward()
+    with frozen_statistics(network):
+        still = network(images(33, 41)).logits.square().mean()
+    still.backward()
+    gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    return torch.stack([loss.detach(), still.detach()]), gradients, buffers(network)
+
+
+RECOMPUTED = (TINY[0], TINY[1], TINY[-1], {"name": "timm:regnetx_002"})  # of each kind of block one
+
+
+@pytest.mark.parametrize("settings", RECOMPUTED, ids=lambda settings: settings["name"])
+def test_checkpointing_changes_no_bit_and_moves_statistics_once(settings):
+    plain, recomputed = build_network(**settings).train(), build_network(**settings).train()
+    recomputed.load_state_dict(plain.state_dict())
+    checkpoint_blocks(recomputed)
+    inside: list[nn.Module] = []
+    for block in recomputed.blocks():
+        first = next(module for module in block.modules() if isinstance(module, nn.Conv2d))
+        first.register_forward_hook(lambda module, *_: inside.append(module))
+    assert recomputed.state_dict().keys() == plain.state_dict().keys()
+    torch.testing.assert_close(passed(recomputed), passed(plain), rtol=0, atol=0)
+    assert len(inside) == 4 * len(recomputed.blocks()), "two passes, each computed again"
+    with torch.no_grad():
+        torch.testing.assert_close(recomputed.eval()(images()), plain.eval()(images()), rtol=0, atol=0)
+
+
+def test_checkpointing_needs_blocks():
+    with pytest.raises(NetworkError, match="vgg16 has no blocks to checkpoint"):
+        checkpoint_blocks(build_network("vgg16", width=4))
+
+
+def inplace_package(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """A stand-in for the package inplace-abn, by its documentation; returns what its function was called on."""
+    called: list[torch.Tensor] = []
+
+    def inplace_abn(
+        x, weight, bias, running_mean, running_var, training=True, momentum=0.1, eps=1e-05,
+        activation="leaky_relu", activation_param=0.01,
+    ):  # fmt: skip
+        assert activation == "leaky_relu"
+        called.append(x)
+        y = F.batch_norm(x, running_mean, running_var, weight.abs() + eps, bias, training, momentum, eps)
+        return F.leaky_relu(y, activation_param)
+
+    package, functions = ModuleType("inplace_abn"), ModuleType("inplace_abn.functions")
+    functions.inplace_abn = inplace_abn  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "inplace_abn", package)
+    monkeypatch.setitem(sys.modules, "inplace_abn.functions", functions)
+    return called
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_the_package_takes_the_norms_before_activations_and_keeps_the_names(monkeypatch, name):
+    called = inplace_package(monkeypatch)
+    plain = build_network(name, width=4)
+    network = build_network(name, width=4, invertible_norms=True).train()
+    assert network.state_dict().keys() == plain.state_dict().keys()
+    network.load_state_dict(plain.state_dict())
+    without = build_network(**network.architecture()).train()  # the same function where the package is not installed
+    without.load_state_dict(network.state_dict())
+    use_inplace_norms(network)
+
+    norms = [module for module in network.modules() if isinstance(module, InvertibleNorm)]
+    convolutions_per_block = 1 if name == "resnet18" else 2
+    assert len(norms) == 1 + convolutions_per_block * len(network.blocks())
+    torch.testing.assert_close(passed(network), passed(without))
+    assert len(called) == 2 * len(norms)
+    network.eval(), without.eval()
+    torch.testing.assert_close(network(images()), without(images()))
+    assert not any(p.requires_grad for norm in norms for p in norm.parameters())
+
+
+def test_an_invertible_norm_is_a_norm_and_a_leaky_relu():
+    norm = InvertibleNorm(3).train()
+    nn.init.constant_(norm.weight, -2.0)  # its scale is the weight's magnitude
+    x = torch.randn(4, 3, 5, 6)
+    expected = F.leaky_relu(2 * F.batch_norm(x, None, None, training=True), 0.01)
+    torch.testing.assert_close(norm(x.clone()), expected, rtol=1e-4, atol=1e-4)
+    assert norm.num_batches_tracked == 1
+    assert norm.running_mean is not None
+    assert norm.running_mean.any()
+
+
+def test_inplace_norms_without_the_package_are_refused_in_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "inplace_abn", None)
+    network = build_network("resnet18", width=4, invertible_norms=True)
+    with pytest.raises(NetworkError, match=r"needs the package inplace-abn .* requirements-cuda.txt") as refusal:
+        use_inplace_norms(network)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["vgg16", "timm:resnet18"])
+def test_only_resnets_have_norms_to_replace(name):
+    with pytest.raises(NetworkError, match="only the ResNets"):
+        build_network(name, invertible_norms=True)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmarks import naive
 from model.prototypes import PrototypeBank
-from tests import naive
 
 CATEGORIES = (7, 2, 11)  # neither sorted nor contiguous: rows are not class ids
 DIM = 5
@@ -56,6 +56,33 @@ def test_one_burst_or_many_give_the_same_bank(sizes):
     assert torch.equal(bank.prototypes, whole.prototypes)
     assert torch.equal(bank.inserted, torch.tensor([6, 2, 1]))
     assert torch.equal(bank.prototypes[0], vectors[[6, 8]])
+
+
+@given(bursts, st.integers(1, 4), st.integers(0, 2**32 - 1))
+@settings(max_examples=100, deadline=None)
+def test_inserting_the_accepted_is_inserting_them_alone(bursts, slots, seed):
+    rng = torch.Generator().manual_seed(seed)
+    bank, alone = (PrototypeBank(categories=CATEGORIES, slots=slots, dim=DIM) for _ in range(2))
+    for burst in bursts:
+        vectors, category = torch.randn(len(burst), DIM, generator=rng), torch.tensor(burst, dtype=torch.int64)
+        accepted = torch.rand(len(burst), generator=rng) < 0.6
+        vectors[~accepted] = torch.nan  # not even this gets in
+        crowd = max((burst.count(k) for k in CATEGORIES), default=0)
+        bank.insert(vectors, category, accepted=accepted, crowd=crowd)
+        alone.insert(vectors[accepted], category[accepted])
+    assert torch.equal(bank.prototypes, alone.prototypes)
+    assert torch.equal(bank.inserted, alone.inserted)
+
+
+@pytest.mark.parametrize("crowd", [3, 4, 99])
+def test_any_bound_on_the_crowd_finds_the_nearest(crowd):
+    bank, _ = filled([[7, 2] * 4], slots=3, seed=0)
+    vectors = torch.randn(5, DIM, generator=torch.Generator().manual_seed(1))
+    category = torch.tensor([7, 2, 7, 11, 7])
+    for bounded, free in zip(
+        bank.nearest(vectors, category, crowd=crowd), bank.nearest(vectors, category), strict=True
+    ):
+        assert torch.equal(bounded, free)
 
 
 def test_full_is_strictly_more_inserts_than_slots():

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from utils.inference import upsample
 from utils.pseudo_label import (
     LEVELS,
     ConfidenceHistogram,
@@ -191,6 +192,32 @@ def test_labeler_from_probabilities_to_labels(tmp_path: Path) -> None:
     assert report.kept.tolist() == np.bincount(everything[everything != 255], minlength=C).tolist()
     assert report.predicted.sum() == everything.size
     assert list(tmp_path.iterdir()) == []
+
+
+def test_labeler_upsamples_to_a_size(tmp_path: Path) -> None:
+    """As it would take the probabilities upsampled beforehand."""
+    images = [random_probabilities(seed) for seed in range(3)]
+    results = []
+    for way in ("beforehand", "here"):
+        with PseudoLabeler(C, cache_folder=tmp_path) as labeler:
+            for index, image in enumerate(images):
+                if way == "here":
+                    labeler.add(f"{index}.png", image, (33, 50))
+                else:
+                    labeler.add(f"{index}.png", upsample(image, (33, 50)))
+            results.append((labeler.thresholds(), np.stack([label for _, label in labeler.labels()])))
+    (first_tau, first), (second_tau, second) = results
+    np.testing.assert_allclose(first_tau, second_tau, rtol=0, atol=1.1 / (LEVELS - 1))
+    assert first.shape == (3, 33, 50)
+    assert (first != second).mean() < 1e-3
+
+
+def test_images_of_different_sizes_share_a_cache(tmp_path: Path) -> None:
+    with PseudoLabeler(C, cache_folder=tmp_path) as labeler:
+        for seed, size in enumerate([(4, 6), (5, 3)]):
+            labeler.add(str(seed), random_probabilities(seed), size)
+        assert len(list(tmp_path.rglob("*"))) == 2, "a folder and one file in it"
+        assert [label.shape for _, label in labeler.labels()] == [(4, 6), (5, 3)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

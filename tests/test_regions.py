@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.regions import partition, pool, to_grid
-from tests.naive import components
+from benchmarks.naive import components
+from model.regions import partition, partition_all, pool, to_grid
 
 STUFF, THINGS = (0, 1), (2, 3)
 
@@ -54,6 +54,32 @@ def test_partition_is_the_naive_one(drawn):
     assert ((index == len(expected)) == ~np.isin(labels, STUFF + THINGS)).all()
 
 
+@given(st.lists(label_maps, min_size=1, max_size=3))
+@settings(max_examples=25, deadline=None)
+def test_maps_cut_together_are_maps_cut_alone(several):
+    """Whatever their sizes."""
+    maps = [
+        torch.from_numpy(np.random.default_rng(seed).choice([0, 2, 3, 255], (batch, height, width)))
+        for batch, height, width, seed, _ in several
+    ]
+    together = partition_all(maps, stuff=STUFF, things=THINGS, limit=2)
+    for regions, labels in zip(together, maps, strict=True):
+        alone = partition(labels, stuff=STUFF, things=THINGS, limit=2)
+        assert all(torch.equal(vars(regions)[name], vars(alone)[name]) for name in ("index", "area", "siblings"))
+        assert regions.instances == alone.instances
+
+
+@given(label_maps)
+@settings(max_examples=50, deadline=None)
+def test_the_crowd_is_the_most_regions_of_one_kind_and_category(drawn):
+    batch, height, width, seed, limit = drawn
+    labels = np.random.default_rng(seed).choice([0, 1, 2, 2, 3, 255], (batch, height, width))
+    regions = partition(torch.from_numpy(labels), stuff=STUFF, things=THINGS, limit=limit)
+    naive = naive_regions(labels, limit)
+    crowds = [[category for _, category, _ in found].count(k) for found in naive.values() for k in STUFF + THINGS]
+    assert regions.crowd == max(crowds)
+
+
 def test_siblings_count_the_instances_of_a_class_in_an_image():
     labels = torch.tensor([[[2, 0, 2, 0, 2], [0, 0, 0, 0, 0], [3, 3, 0, 255, 255]]])
     regions = partition(labels, stuff=STUFF, things=THINGS, limit=2)
@@ -89,6 +115,13 @@ def test_pool_and_its_gradient_are_the_masked_mean(drawn):
         fast = torch.autograd.grad((weight * pooled).sum(), features, retain_graph=True)
         slow = torch.autograd.grad((weight * torch.stack(naive)).sum(), features)
         torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-6)
+
+
+def test_pooling_does_not_depend_on_the_memory_format():
+    labels = torch.randint(0, 5, (2, 7, 9), generator=torch.Generator().manual_seed(0))
+    features = torch.randn(2, 6, 7, 9, generator=torch.Generator().manual_seed(1))
+    regions = partition(labels, stuff=STUFF, things=THINGS)
+    assert torch.equal(pool(features, regions), pool(features.contiguous(memory_format=torch.channels_last), regions))
 
 
 def test_nothing_to_pool():

@@ -372,6 +372,16 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def fill(folder: str, letter: str, value: int) -> Callable[[Path], None]:
+    """Makes every PNG of a folder whose name starts with a letter hold one id alone."""
+
+    def change(root: Path) -> None:
+        for path in (root / folder).glob(f"{letter}*.png"):
+            save_png(path, np.full((48, 64), value, np.uint8))
+
+    return change
+
+
 def repaint(folder: str, letter: str, value: int) -> Callable[[Path], None]:
     """Puts an id into every PNG of a folder whose name starts with a letter."""
 
@@ -462,6 +472,12 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...], tuple[st
     "prediction of label ids": (repaint("out", "v", 33), SCORE, SCORED, ("out/v", "33")),
     "no folder of predictions": (nothing, SCORE, ("world/labels", "gone"), ("gone",)),
     "no folder of truth": (nothing, SCORE, ("gone", "out"), ("gone",)),
+    "report below a file": (nothing, SCORE, (*SCORED, "--csv", "own.toml/scores.csv"), ("--csv", "own.toml")),
+    "two reports in one file": (nothing, SCORE, (*SCORED, "--csv", "r", "--json", "./r"), ("--json", "--csv", "own")),
+    "truth without a labelled pixel": (
+        fill("world/labels", "v", 255),
+        *(SCORE, SCORED, ("world/labels", "no labelled pixel")),
+    ),
     "report is a folder": (nothing, SCORE, (*SCORED, "--json", "out"), ("out",)),
     "table is a folder": (nothing, SCORE, (*SCORED, "--csv", "out"), ("out",)),
     "no arguments": (nothing, SCORE, (), ("gt_dir",)),
@@ -613,6 +629,32 @@ def test_a_fault_of_ours_is_not_called_a_mistake(own: Path, monkeypatch: pytest.
     monkeypatch.setattr(sys, "argv", [TRAIN, "--config", "own.toml"])
     with pytest.raises(KeyError, match="fault"):
         runpy.run_path(str(ROOT / TRAIN), run_name="__main__")
+
+
+def test_truth_of_train_ids_is_refused_by_both_evaluators(
+    script: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0..18 are official ids too, most of them ignored: without a check the scores would be silently wrong."""
+    monkeypatch.chdir(tmp_path)
+    write_official(tmp_path / "gta", tmp_path / "cs")
+    lookup = np.full(256, 255, dtype=np.uint8)
+    lookup[list(TRAIN_IDS)] = list(TRAIN_IDS.values())
+    for path in (tmp_path / "cs" / "gtFine" / "val").rglob("*_labelIds.png"):
+        save_png(path, lookup[np.array(Image.open(path))])
+        save_png(
+            tmp_path / "out" / f"{path.stem.replace('_gtFine_labelIds', '_leftImg8bit')}.png",
+            np.array(Image.open(path)),
+        )
+    torch.save(build_network("resnet18", num_classes=19, width=4).state_dict(), tmp_path / "w.pth")
+    target = ("--override", "target.root=cs", "--override", "target.size=[64, 32]")
+    for command in (
+        (SCORE, "cs/gtFine/val", "out", *target),
+        (EVALUATE, "--restore-from", "w.pth", "--in-memory", "--cpu", "--num-workers", "0", *target),
+    ):
+        code, _, errors = script(*command)
+        assert code == 2, errors
+        assert "seem to hold train ids" in errors
+        assert script(*command, "--override", "target.trust_ids=true")[0] == 0
 
 
 # ---- real images ----

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,9 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.functional import normalize
 
+from dataset import png
 from dataset.corpora import DataError, Sample
-from dataset.labels import IGNORE, train_id_decoding
-from dataset.segmentation import SegmentationDataset, read_image
+from dataset.labels import IGNORE, open_image, train_id_decoding
+from dataset.png import FAST_PNG, plain_png
+from dataset.segmentation import SegmentationDataset, read_image, read_resized
 from dataset.transforms import MEAN_COLOUR, Augment, Normalize, resize
 
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
@@ -74,6 +78,14 @@ def test_resize_of_the_image_is_pillows_antialiased_bicubic() -> None:
     stripes = Image.fromarray(np.tile(np.array([0, 255], dtype=np.uint8), (64, 32)))
     small = np.asarray(resize(stripes.convert("RGB"), None, (16, 16))[0]).astype(int)
     assert np.abs(small - 127).max() < 40  # without antialiasing this would be 0 or 255
+
+
+@given(*[st.tuples(st.integers(1, 150), st.integers(1, 150))] * 2)
+def test_resize_of_the_label_is_pillows_nearest(size: tuple[int, int], wanted: tuple[int, int]) -> None:
+    label = np.random.default_rng(0).integers(0, 256, size[::-1], dtype=np.uint8)
+    _, resized = resize(Image.new("RGB", wanted), label, wanted)
+    expected = Image.fromarray(label).resize(wanted, Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(resized, np.asarray(expected))
 
 
 def test_label_of_another_size_than_the_image() -> None:
@@ -262,6 +274,63 @@ def test_unreadable_images_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         read_image(tmp_path / "whole.png")
 
 
+# ---- plain PNGs, which are not decoded by Pillow ----
+
+
+def png_of(image: Image.Image, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", **options)
+    return file.getvalue()
+
+
+@pytest.mark.skipif(not FAST_PNG, reason="kornia-rs is not installed")
+@given(SIZES, st.integers(0, 2**32), st.integers(0, 9))
+def test_plain_pngs_are_pillows_to_the_last_bit(size: tuple[int, int], seed: int, level: int) -> None:
+    steps = np.random.default_rng(seed).integers(-3, 4, (size[1], size[0], 3))
+    image = Image.fromarray((128 + steps.cumsum(axis=0).cumsum(axis=1)).astype(np.uint8))  # every filter is used
+    pixels = plain_png(png_of(image, compress_level=level), "rgb")
+    assert pixels is not None
+    np.testing.assert_array_equal(pixels, np.asarray(image))
+
+
+def real_images() -> list[Path]:
+    """Two photographs of each real corpus that lies beside the project."""
+    folders = sorted((Path(__file__).resolve().parents[2] / "shared" / "data").glob("*/images*"))
+    return [path for folder in folders for path in sorted(folder.rglob("*.png"))[:2]]
+
+
+@pytest.mark.skipif(not real_images(), reason="no real images beside the project")
+@pytest.mark.parametrize("size", [(480, 360), (333, 251), (1280, 720)])
+def test_real_photographs_are_pillows_to_the_last_bit(size: tuple[int, int]) -> None:
+    for path in real_images():
+        with Image.open(path) as stored:
+            expected = stored.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+        np.testing.assert_array_equal(np.asarray(read_resized(path, size)[0]), np.asarray(expected))
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_unusual_pngs_are_pillows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
+    image, _ = coded(20, 12)
+    transparent = png_of(image, transparency=(0, 50, 200))
+    deep = cv2.imencode(".png", np.asarray(image).astype(np.uint16)[..., ::-1] * 256 + 5)[1].tobytes()
+    if not fast:
+        monkeypatch.setattr(png, "decode_image_png_u8", None)
+    for index, data in enumerate((png_of(image), transparent, deep, png_of(image.convert("RGBA")))):
+        (tmp_path / f"{index}.png").write_bytes(data)
+        np.testing.assert_array_equal(np.asarray(read_image(tmp_path / f"{index}.png")), np.asarray(image))
+
+
+@given(st.data())
+def test_a_damaged_png_is_what_pillow_makes_of_it(data: st.DataObject) -> None:
+    whole = png_of(coded(20, 12)[0])
+    changed = bytearray(whole[: data.draw(st.integers(0, len(whole)))])
+    for position in data.draw(st.lists(st.integers(0, max(0, len(changed) - 1)), max_size=2)) if changed else ():
+        changed[position] ^= data.draw(st.integers(1, 255))
+    pixels = plain_png(bytes(changed), "rgb")
+    if pixels is not None:
+        np.testing.assert_array_equal(pixels, np.asarray(open_image(Path("x.png"), bytes(changed))))
+
+
 # ---- the dataset ----
 
 
@@ -316,6 +385,7 @@ def test_augmentation_depends_on_position_alone(samples: list[Sample]) -> None:
     assert torch.equal(dataset()[7, 0].image, first.image)
     assert torch.equal(dataset()[7, 0].label, first.label)
     assert torch.equal(dataset()[7, 2].label, first.label)  # sample 2 has the same picture as sample 0
+    assert first.image.permute(1, 2, 0).is_contiguous()  # channels last
     for other in (dataset()[8, 0], dataset(seed=2)[7, 0], dataset(stream=1)[7, 0]):
         assert not torch.equal(other.image, first.image)
 

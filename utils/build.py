@@ -9,17 +9,21 @@ import json
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from dataset.cache import ImageCache
 from dataset.corpora import Corpus, DataError, Sample, flat_names, with_pseudo_labels
 from dataset.doctor import PROBLEM, Finding, Findings, Method, examine, listed_pair
+from dataset.doctor_files import label_facts, looks_like_train_ids
 from dataset.doctor_sets import shared, train_id_suspicion
 from dataset.labels import IGNORE, ClassTable, LabelDecoding, load_class_table, train_id_decoding
 from dataset.loading import BatchLoader, eval_loader, train_loader
+from dataset.png import FAST_PNG
 from dataset.segmentation import SegmentationDataset
 from dataset.transforms import Augment, Normalize
+from model.activations import checkpoint_blocks, use_inplace_norms
 from model.bafft import BAFFT, Alignment
 from model.deeplab import NetworkError, SegmentationNetwork, build_network, input_statistics
 from model.discriminator import Discriminator
@@ -38,7 +42,7 @@ from utils.engine import Pair
 from utils.flags import TRAINING, Options, next_command
 from utils.inference import Prediction, predict
 from utils.log import LogError, say
-from utils.runtime import pick_device
+from utils.runtime import pick_device, tune_kernels
 
 MISTAKES = (
     *(ConfigError, DataError, WeightsError, NetworkError, CheckpointError, LogError),
@@ -46,6 +50,7 @@ MISTAKES = (
 )
 """What a user can get wrong: one clear line and exit code 2."""
 
+Item = TypeVar("Item")
 HUBS = ("random", "torchvision", "timm")  # where initial weights come from, other than files
 SOURCE_STREAM, TARGET_STREAM = 0, 1
 
@@ -94,6 +99,11 @@ def input_size(config: Config, domain: str) -> tuple[int, int]:
     return width, height
 
 
+def image_cache(config: Config) -> ImageCache | None:
+    """Where resized images are kept between epochs and runs, None without `[run] cache`."""
+    return ImageCache(Path(config.run.cache), limit=round(config.run.cache_gb * 1e9)) if config.run.cache else None
+
+
 def samples_of(data: Corpus, split: str, *, labelled: bool) -> list[Sample]:
     """A corpus's samples; says so where their number is not the known corpus's."""
     samples = data.samples(split, labelled=labelled)
@@ -113,6 +123,7 @@ def source_dataset(config: Config, stage: Stage, classes: ClassTable) -> Segment
         augment=_augment(stage),
         seed=config.run.seed,
         stream=SOURCE_STREAM,
+        cache=image_cache(config),
     )
 
 
@@ -131,6 +142,7 @@ def target_dataset(config: Config, stage: Stage, classes: ClassTable) -> Segment
         augment=_augment(stage),
         seed=config.run.seed,
         stream=TARGET_STREAM,
+        cache=image_cache(config),
     )
 
 
@@ -144,35 +156,57 @@ def check_data(
 ) -> None:
     """The quick form of `python -m dataset.check`, before a training: a few files of each set, evenly spread.
 
-    Says whatever is wrong with them, and which target validation images are also trained on. Raises DataError with the
-    first problem.
+    Raises DataError with the first problem, and says whatever else is wrong with them, and which target validation
+    images are also trained on.
     """
     findings = Findings()
-    findings.update(_probe(Method(title="source train", table="[source]", decoding=source.decoding), source))
+    findings.update(_probe(_labelled_method(config, "source train", "source", source.decoding), source))
     title = f"target {stage.split}"
     if target is not None:
         findings.update(_probe(target_method(config, title, target.decoding), target))
     if validation is not None:
-        method = Method(title="target val", table="[target]", decoding=validation.decoding)
-        findings.update(_probe(method, validation))
+        findings.update(_probe(_labelled_method(config, "target val", "target", validation.decoding), validation))
         for name, dataset in (("source train", source), (title, target)):
             findings.update(_listed_twice(validation, name, dataset))
+    first = next(iter(findings.of(PROBLEM)), None)
     for finding in findings:
-        say(f"{finding.severity}: {finding}")
-    problems = findings.of(PROBLEM)
-    if problems:
-        raise DataError(str(problems[0]))
+        if finding is not first:
+            say(f"{finding.severity}: {finding}")
+    if first is not None:
+        raise DataError(str(first))
 
 
-def _probe(method: Method, dataset: SegmentationDataset, *, count: int = 8) -> Iterator[Finding]:
-    """What is wrong with at most `count` of the samples."""
-    step = -(-len(dataset) // count)
-    samples = dataset.samples[::step]
-    tally = examine(method, list(map(listed_pair, samples)))
+def _labelled_method(config: Config, title: str, domain: str, decoding: LabelDecoding | None) -> Method:
+    """How images with their own labels are examined."""
+    trusted = getattr(config, domain).get("trust_ids", False)
+    return Method(title=title, table=f"[{domain}]", decoding=decoding, trust_ids=trusted)
+
+
+def _probe(method: Method, dataset: SegmentationDataset, *, most: int = 8) -> Iterator[Finding]:
+    """What is wrong with at most `most` of the samples, evenly spread from the first to the last."""
+    tally = examine(method, list(map(listed_pair, _spread(dataset.samples, most))))
     yield from tally.findings
-    suspicion = train_id_suspicion(method, tally)
-    if suspicion is not None:
-        yield suspicion
+    yield from train_id_suspicion(tally, tolerated=0.25)  # one of eight may be chance
+
+
+def _spread(items: Sequence[Item], most: int) -> list[Item]:
+    """At most `most` of the items, evenly spread from the first to the last."""
+    count = min(most, len(items))
+    return [items[round(index * (len(items) - 1) / max(count - 1, 1))] for index in range(count)]
+
+
+def refuse_train_ids(data: Corpus, labels: Sequence[Path], *, most: int = 8) -> None:
+    """Raise DataError where more than a quarter of a few label files, evenly spread, look like train ids under a table
+    of raw ids, most of which it would silently leave out."""
+    if data.trust_ids:
+        return
+    probed = _spread(labels, most)
+    taken = [path for path in probed if looks_like_train_ids(data.decoding, label_facts(path, data.decoding)[0].counts)]
+    if 4 * len(taken) > len(probed):
+        raise DataError(
+            f"{taken[0]}: {len(taken)} of {len(probed)} labels looked at seem to hold train ids; use raw labels, set"
+            " ids = {} and ignore = [255] in [target], or trust_ids = true if they are raw ids"
+        )
 
 
 def _listed_twice(
@@ -229,8 +263,14 @@ def prediction_loader(config: Config, split: str, classes: ClassTable, *, labell
         decoding=data.decoding if labelled else None,
         size=input_size(config, "target"),
         native_labels=True,
+        cache=image_cache(config),
     )
-    return eval_loader(dataset, batch_size=config.evaluate.batch_size, num_workers=worker_count(config))
+    return eval_loader(
+        dataset,
+        batch_size=config.evaluate.batch_size,
+        num_workers=worker_count(config),
+        pin_memory=_pins(config),
+    )
 
 
 def has_validation(data: Corpus) -> bool:
@@ -263,6 +303,7 @@ def training_pairs(
             start=start * images,
             stop=stage.last_step * images,
             num_workers=workers,
+            pin_memory=_pins(config),
         )
 
     sources = stream(source, SOURCE_STREAM)
@@ -284,8 +325,13 @@ def network_and_report(
         width=settings.width,
         output_stride=settings.output_stride,
         train_norm_affine=settings.train_norm_affine,
+        invertible_norms=settings.inplace_abn,
     )
     report = initial_weights(network, str(last_checkpoint(restore_from)), download=settings.download)
+    if settings.inplace_abn:
+        use_inplace_norms(network)
+    if settings.checkpointing:
+        checkpoint_blocks(network)
     return _place(network, device), report
 
 
@@ -311,10 +357,17 @@ def worker_count(config: Config) -> int:
     return min(config.run.num_workers, multiprocessing.cpu_count())
 
 
+def _pins(config: Config) -> bool:
+    """Whether loaded batches wait in pinned memory: for CUDA alone, pinning takes time and a driver."""
+    return pick_device(config.run.device).type == "cuda"
+
+
 def say_notes(config: Config, options: Options) -> None:
-    """What the user should know before anything starts: flags without effect, fewer workers than asked for."""
+    """What the user should know before anything starts: flags without effect, slower decoding, fewer workers."""
     for note in options.notes:
         say(f"note: {note}")
+    if not FAST_PNG:
+        say("note: kornia-rs 0.2 or newer is not installed; decoding a PNG image takes three times as long")
     workers = worker_count(config)
     if workers < config.run.num_workers:
         say(f"note: num_workers = {config.run.num_workers}, but there are {workers} processors; {workers} are used")
@@ -336,7 +389,12 @@ def prediction_run(
     say_notes(config, options)
     classes = class_table(config, options.arguments)
     loader = prediction_loader(config, split, classes, labelled=labelled)
-    network, weights, report = trained_network(restore_from, config, classes, pick_device(config.run.device))
+    if labelled:
+        labels = [sample.label for sample in loader.images.samples if sample.label is not None]
+        refuse_train_ids(corpus(config, "target", classes), labels)
+    device = pick_device(config.run.device)
+    tune_kernels(device)
+    network, weights, report = trained_network(restore_from, config, classes, device)
     for line in report.lines:
         say(line)
     stream = predict(network, loader, normalize=normalizer(network, config, weights), precision=config.run.precision)

@@ -54,7 +54,9 @@ class ConfigError(ValueError):
 @dataclass(frozen=True)
 class Run:
     """What concerns every script. device: `auto` (CUDA if there is one), `cpu`, `cuda`, `cuda:1`. log_every: updates
-    between log lines. log_dir: where TensorBoard files go, empty for the run's own folder."""
+    between log lines. log_dir: where TensorBoard files go, empty for the run's own folder. cache: folder for resized
+    images, empty for none; cache_gb: what it may take on the disk, in 10^9 bytes. compile: let torch.compile
+    make the network's kernels in training."""
 
     seed: int = 1234
     device: str = "auto"
@@ -63,13 +65,18 @@ class Run:
     log_every: int = 10
     tensorboard: bool = True
     log_dir: str = ""
+    cache: str = ""
+    cache_gb: float = 20.0
+    compile: bool = False
 
 
 @dataclass(frozen=True)
 class Model:
     """The networks; the widths scale every channel count, 64 is the published size. restore_from: `random`,
     `torchvision`, `timm` or a file, where stage 1 starts; download: allow the two hubs to fetch what is not on disk.
-    input_mean: three channel means in 0..255, in the network's channel order (BGR but for timm); empty: its own."""
+    input_mean: three channel means in 0..255, in the network's channel order (BGR but for timm); empty: its own.
+    checkpointing: keep less for the backward pass and compute it again; inplace_abn: the norms of inplace-abn, which
+    make another network (docs/performance.md)."""
 
     name: str = "resnet101"
     branches: int = 2
@@ -80,6 +87,8 @@ class Model:
     input_mean: tuple[float, ...] = ()
     restore_from: str = "torchvision"
     download: bool = False
+    checkpointing: bool = False
+    inplace_abn: bool = False
 
 
 @dataclass(frozen=True)
@@ -299,6 +308,7 @@ def _check_size(size: Any, where: str) -> None:
 def _check(config: Config, where: str) -> None:
     """Values that no type can rule out."""
     _one_of(config.run.precision, PRECISIONS, f"{where}: [run] precision")
+    _check_switches(config, where)
     mean = config.model.input_mean
     if mean and not (len(mean) == 3 and all(0 <= value <= 255 for value in mean)):
         raise ConfigError(f"{where}: [model] input_mean must be three numbers within 0..255, not {list(mean)}")
@@ -313,11 +323,22 @@ def _check(config: Config, where: str) -> None:
         raise ConfigError(f"{where}: [run] seed must lie in 0..{MAX_SEED}, not {config.run.seed}")
     _at_least(config.run.num_workers, 0, f"{where}: [run] num_workers")
     _at_least(config.run.log_every, 1, f"{where}: [run] log_every")
+    if not 0 < config.run.cache_gb < math.inf:
+        raise ConfigError(f"{where}: [run] cache_gb must be a number above 0, not {config.run.cache_gb}")
     _at_least(config.evaluate.batch_size, 1, f"{where}: [evaluate] batch_size")
     if not 0 < config.evaluate.boundary_ratio <= 1:
         raise ConfigError(
             f"{where}: [evaluate] boundary_ratio must be above 0 and at most 1, not {config.evaluate.boundary_ratio}"
         )
+
+
+def _check_switches(config: Config, where: str) -> None:
+    """Switches of speed and memory that exclude each other."""
+    if config.model.inplace_abn and config.run.precision == "bf16":
+        raise ConfigError(f"{where}: [model] inplace_abn knows no bf16; set [run] precision to fp32 or fp16")
+    for key in ("checkpointing", "inplace_abn"):
+        if config.run.compile and getattr(config.model, key):
+            raise ConfigError(f"{where}: [run] compile cannot look into [model] {key}; switch one of the two off")
 
 
 def _check_stage(stage: Stage, where: str) -> None:

@@ -4,6 +4,9 @@
     for each image: evaluation.update(prediction, truth)
     report = evaluation.report()
 
+Images may be counted apart, in threads or processes: parts = evaluation.part(), ...; part.update(...);
+evaluation.merge(part), in the order of the images, leaves no trace of the division.
+
 Counts are kept for the whole (confusion matrix, boundaries, calibration), and of each image no more than a few numbers
 per class, for the bootstrap: memory does not grow with pixels. utils/tables.py spells a `Report` out;
 docs/evaluation.md says what each number means.
@@ -21,7 +24,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from utils.inference import upsample
 from utils.log import plain
 from utils.metrics import (
     IGNORE,
@@ -35,6 +37,7 @@ from utils.metrics import (
     mean_iou,
     percent,
 )
+from utils.strips import highest, strips
 
 BOUNDARY_RATIO = 0.02  # the default of Cheng et al.
 BINS = 15  # as Guo et al.
@@ -193,9 +196,28 @@ class Evaluation:
         self.boundary_ratio = boundary_ratio
         self.confusion = ConfusionMatrix(len(self.names))
         self._boundary = np.zeros((3, len(self.names)), dtype=np.int64)
-        self._bins = np.zeros((3, BINS))
         self._with_confidence: bool | None = None
         self._tallies: list[Counts] = []  # one per image
+        self._bins: list[Scores] = []  # one per image with a confidence; summed at the end, in the images' order
+
+    def part(self) -> Evaluation:
+        """An evaluation of no images yet with the same settings, for `merge`."""
+        return Evaluation(self.names, self.subsets, boundary_ratio=self.boundary_ratio)
+
+    def merge(self, part: Evaluation) -> None:
+        """Take the images of another evaluation, which follow those that are here.
+
+        ValueError when its settings differ, or when only one of the two has confidences.
+        """
+        if (part.names, part.subsets, part.boundary_ratio) != (self.names, self.subsets, self.boundary_ratio):
+            raise ValueError("cannot merge evaluations of other classes, protocols or boundaries")
+        if not part._tallies:
+            return
+        self._require_confidences(part._with_confidence)
+        self.confusion += part.confusion
+        self._boundary += part._boundary
+        self._tallies += part._tallies
+        self._bins += part._bins
 
     def update(
         self, prediction: npt.ArrayLike, truth: npt.ArrayLike, confidence: npt.NDArray[np.float32] | None = None
@@ -204,19 +226,17 @@ class Evaluation:
 
         ValueError for shapes that differ, ids that are neither class nor 255, or a confidence for some images only.
         """
-        if self._with_confidence not in (None, confidence is not None):
-            raise ValueError("give the confidence of every image, or of none")
+        self._require_confidences(confidence is not None)
         image = ConfusionMatrix(len(self.names))
         image.update(prediction, truth)
         true = np.asarray(truth).astype(np.uint8)
         # Where the truth is ignored the prediction counts nowhere, and may be no id at all.
         predicted = np.where(true == IGNORE, IGNORE, np.asarray(prediction)).astype(np.uint8)
         if confidence is not None:
-            self._bins += calibration_counts(predicted, true, confidence)
+            self._bins.append(calibration_counts(predicted, true, confidence))
         self._boundary += boundary_counts(predicted, true, self.boundary_ratio)[:, : len(self.names)]
         self._tallies.append(self._tally(image))
         self.confusion += image
-        self._with_confidence = confidence is not None
 
     def report(self, bootstrap: Bootstrap | None = None) -> Report:
         """Everything about the images so far."""
@@ -234,9 +254,14 @@ class Evaluation:
             iou=tuple(scores[:classes]),
             protocols=tuple(map(Protocol, self.subsets, self.subsets.values(), counted, ignored)),
             boundary=Boundary(self.boundary_ratio, iou_of_counts(*self._boundary)),
-            calibration=calibration(self._bins) if self._with_confidence else None,
+            calibration=calibration(np.sum(self._bins, axis=0)) if self._bins else None,
             bootstrap=bootstrap,
         )
+
+    def _require_confidences(self, given: bool | None) -> None:
+        if self._with_confidence not in (None, given):
+            raise ValueError("give the confidence of every image, or of none")
+        self._with_confidence = given
 
     def _tally(self, matrix: ConfusionMatrix) -> Counts:
         """(3 + P, C): hits, truth, predicted, and predicted where the truth is in each of the P subsets."""
@@ -312,14 +337,16 @@ def boundary_map(labels: Labels, distance: int) -> Labels:
 
 
 def labels_and_confidence(logits: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Classes at full size as `label_map` gives them, and the softmax of the *upsampled* logits at that class.
+    """Classes at full size as `class_map` gives them, and the softmax of the *upsampled* logits at that class.
 
-    (C, h, w) -> (H, W) uint8 and (H, W) float32. The highest probability is 1 / sum exp(l - max l): no second tensor
-    of C full-size maps is made.
+    (C, h, w) -> (H, W) uint8 and (H, W) float32. The highest probability is 1 / sum exp(l - max l), strip by strip.
     """
-    scores = upsample(logits, size)
-    highest, labels = scores.max(dim=0)
-    return labels.to(torch.uint8), scores.sub_(highest).exp_().sum(dim=0).reciprocal_()
+    labels, confidence = [], []
+    for _, scores in strips(logits, size):
+        top, classes = highest(scores)
+        labels.append(classes)
+        confidence.append(scores.sub_(top).exp_().sum(dim=0).reciprocal_())
+    return torch.cat(labels), torch.cat(confidence)
 
 
 def calibration_counts(predicted: Labels, true: Labels, confidence: npt.NDArray[np.float32]) -> Scores:

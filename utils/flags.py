@@ -10,6 +10,7 @@ import argparse
 import copy
 import dataclasses
 import json
+import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 
 import tomli
 
-from utils.config import DEFAULT_CONFIG, Config, ConfigError, Parser, build_config, override, read_config
+from utils.config import DEFAULT_CONFIG, Config, ConfigError, Parser, build_config, nearest, override, read_config
 
 
 def _size(text: str) -> list[int]:
@@ -89,9 +90,12 @@ EVALUATION = (
 SWITCHES = {  # on/off flags of the training scripts
     "--random-mirror": "{section}.random_mirror",
     "--random-scale": "{section}.random_scale",
+    "--compile": "run.compile",
 }
+OPT_LEVELS = {"O0": "fp32", "O1": "fp16", "O2": "fp16", "O3": "fp16"}  # of apex, whose own amp is retired
 METAVARS: dict[Any, str] = {int: "N", float: "X", _size: "W,H"}
 SHARED_SECTIONS = ("source", "target", "classes", "model", "run")  # what every script of a pipeline must agree on
+REPORTS = ("json", "csv", "markdown")  # flags that name a file of results
 WITHOUT_EFFECT = ("--target", "--is-training", "--not-restore-last", "--save-num-images")
 
 
@@ -144,6 +148,7 @@ def parse(
     name = Path(arguments.config).stem
     config = hand_over(build_config(data, where=str(arguments.config)), name)
     _check_ignore_label(arguments)
+    _check_outputs(arguments)
     options = Options(
         name=name,
         config_path=str(arguments.config),
@@ -235,6 +240,7 @@ def _parser(description: str, flags: Sequence[Flag]) -> Parser:
     parser.add_argument("--cpu", action="store_true", help="run on the CPU")
     parser.add_argument("--gpu", type=int, help="number of the CUDA device")
     parser.add_argument("--download", action="store_true", help="allow torchvision's or timm's hub to fetch weights")
+    parser.add_argument("--opt-level", metavar="O0..O3", help="apex's names: O0 is --precision fp32, the others fp16")
     parser.add_argument("--num-classes", type=int, help="checked against the class table")
     parser.add_argument("--ignore-label", type=int, help="checked: always 255")
     parser.add_argument("--devkit_dir", help="its info.json is checked against [target] ids")
@@ -276,11 +282,26 @@ def _changes(arguments: argparse.Namespace, flags: Sequence[Flag], sections: Seq
     paths = {flag.name: flag.path for flag in flags} | SWITCHES
     given = {path: getattr(arguments, _destination(name), None) for name, path in paths.items()}
     given["run.device"] = _device(arguments)
+    given["run.precision"] = _precision(arguments)
     given["run.tensorboard"] = getattr(arguments, "tensorboard", None)
     given["model.download"] = arguments.download or None
     said = {path: value for path, value in given.items() if value is not None}
     changes = {path.format(section=section): value for path, value in said.items() for section in sections}
     return changes | dict(map(_assignment, arguments.override))
+
+
+def _precision(arguments: argparse.Namespace) -> str | None:
+    """The precision that `--precision` or its alias `--opt-level` names."""
+    precision, level = getattr(arguments, _destination("--precision"), None), arguments.opt_level
+    if level is None:
+        return precision
+    if level not in OPT_LEVELS:
+        raise ConfigError(f"--opt-level {level}: choose one of {', '.join(OPT_LEVELS)}{nearest(level, [*OPT_LEVELS])}")
+    if precision not in (None, OPT_LEVELS[level]):
+        raise ConfigError(
+            f"--opt-level {level} means --precision {OPT_LEVELS[level]}, not {precision}; give one of them"
+        )
+    return OPT_LEVELS[level]
 
 
 def _device(arguments: argparse.Namespace) -> str | None:
@@ -311,6 +332,26 @@ def _check_ignore_label(arguments: argparse.Namespace) -> None:
         )
 
 
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Results are written after hours: refuse at once a file that cannot be, or that two flags name."""
+    flags = {f"--{name}": Path(value) for name in REPORTS if (value := getattr(arguments, name, ""))}
+    for flag, path in flags.items():
+        if path.is_dir():
+            raise ConfigError(f"{flag} {path}: this is a folder; name a file in it")
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise ConfigError(f"{flag} {path}: {above} is no folder that can be written to; name a file elsewhere")
+    if len({path.absolute() for path in flags.values()}) < len(flags):
+        raise ConfigError(f"{', '.join(flags)}: each needs a file of its own")
+
+
 def _notes(arguments: argparse.Namespace) -> tuple[str, ...]:
     given = [name for name in WITHOUT_EFFECT if getattr(arguments, _destination(name)) is not None]
-    return tuple(f"{name} is accepted and has no effect; it never had one" for name in given)
+    notes = [f"{name} is accepted and has no effect; it never had one" for name in given]
+    if arguments.opt_level is not None:
+        precision = OPT_LEVELS[arguments.opt_level]
+        notes.append(
+            f"--opt-level {arguments.opt_level} is precision = {precision!r} of torch itself (apex's amp is retired); "
+            "fp16 always keeps weights, batch norm and losses in float32 and scales the loss, whichever of O1, O2, O3"
+        )
+    return tuple(notes)

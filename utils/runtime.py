@@ -6,14 +6,19 @@ import contextlib
 import random
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from utils.config import ConfigError
+from utils.interrupts import interruptible
 
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+Item = TypeVar("Item")
 
 
 def pick_device(name: str) -> torch.device:
@@ -39,6 +44,56 @@ def loss_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
+def tune_kernels(device: torch.device) -> None:
+    """Let cuDNN measure its algorithms once for each shape: every image of a run has one of few sizes."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+
+
+def compile_network(network: nn.Module, device: torch.device, *, backend: str = "inductor") -> None:
+    """Compile the network's forward and backward in place: its modules, names and state dict stay what they are.
+
+    backend: of torch.compile. Raises ConfigError where it cannot work: without a C++ compiler (CPU) or Triton (CUDA),
+    or on a Python that it does not know.
+    """
+    try:
+        torch.compile(torch.sin, backend=backend)(torch.zeros(2, device=device))
+    except RuntimeError as error:  # also the base of all of torch's own errors of the compiler
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"[run] compile: torch.compile does not work on this machine ({reason}); leave it out, it changes no result"
+        ) from None
+    network.compile(dynamic=False, backend=backend)
+
+
+def prefetch(items: Iterable[Item], move: Callable[[Item], Item], device: torch.device) -> Iterator[Item]:
+    """Every item after `move`, which copies it to the device; on CUDA the next one is copied while this one is used.
+
+    The copies run on a stream of their own, and without waiting for the host where they start in pinned memory.
+    """
+    if device.type != "cuda":
+        yield from map(move, items)
+        return
+    copies = torch.cuda.Stream(device)
+    held: list[tuple[Item, torch.cuda.Event]] = []
+    for item in items:
+        # Memory that a former item leaves is reused by this copy: only after the work queued so far, which read it.
+        copies.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(copies):
+            held.append((move(item), copies.record_event()))
+        if len(held) > 1:
+            yield _arrived(held.pop(0), device)
+    for entry in held:
+        yield _arrived(entry, device)
+
+
+def _arrived(entry: tuple[Item, torch.cuda.Event], device: torch.device) -> Item:
+    """A copied item; the work queued from here on starts after its copy has ended."""
+    item, copied = entry
+    torch.cuda.current_stream(device).wait_event(copied)
+    return item
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, numpy and torch; data order and augmentation have generators of their own (dataset.loading)."""
     random.seed(seed)
@@ -57,9 +112,11 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def launch(main: Callable[[Sequence[str] | None], None], mistakes: tuple[type[Exception], ...]) -> None:
-    """Run a script's main and leave: 0, or 2 with one clear line for a user's mistake, or 1 with a traceback."""
-    try:
-        main(None)
-    except mistakes as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    """Run a script's main and leave: 0, or 2 with one clear line for a user's mistake, 130 for Ctrl-C, or 1 with a
+    traceback."""
+    with interruptible():
+        try:
+            main(None)
+        except mistakes as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None

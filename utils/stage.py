@@ -33,7 +33,7 @@ from utils.flags import PREDICTION, Options, next_command
 from utils.inference import label_map, predict
 from utils.log import RunLog, say, write_json, write_manifest
 from utils.metrics import ConfusionMatrix, iou_array
-from utils.runtime import peak_memory_mb, pick_device, seed_everything
+from utils.runtime import compile_network, peak_memory_mb, pick_device, seed_everything, tune_kernels
 from utils.tables import format_table
 
 # The script that comes after a stage, and its section of the configuration.
@@ -60,6 +60,7 @@ def run_stage(config: Config, options: Options, section: str) -> dict[str, Any]:
         build.check_data(config, stage, source=source, target=target, validation=images)
 
     seed_everything(config.run.seed)
+    tune_kernels(device)
     # A run that goes on brings its own weights; those it once started from may be gone.
     restore_from = "random" if options.continue_train else stage.restore_from
     network, report = build.network_and_report(config, restore_from, classes, device)
@@ -76,6 +77,8 @@ def run_stage(config: Config, options: Options, section: str) -> dict[str, Any]:
         validation=validation,
         inputs=_inputs(report, source, target),
     )
+    if config.run.compile:
+        compile_network(network, device)
     if options.continue_train:
         run.resume()
     else:

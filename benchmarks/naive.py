@@ -1,6 +1,6 @@
-"""The method of spec 3 in plain loops: slow, literal, float64. The fast code is held against it.
+"""The method of spec 3 in plain loops: slow and literal. Tests hold the fast code against it, benchmarks time it.
 
-Images, classes, components, slots and pixels are visited one by one, in the order in which the spec names them. Feature
+Images, classes, regions and pairs of them are visited one by one, in the order in which the spec names them. Feature
 maps are (B, D, h, w) tensors, so that autograd gives the reference gradient; label maps are (B, h, w).
 """
 
@@ -10,7 +10,9 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +25,8 @@ LabelMap = list[list[int]]
 def resize_nearest(labels: Tensor, size: Sequence[int]) -> Tensor:
     """Spec 3.1: (B, H, W) labels at index floor(i * H / h) of both axes -> (B, h, w)."""
     (height, width), (h, w) = labels.shape[1:], size
-    rows = [[[int(image[y * height // h, x * width // w]) for x in range(w)] for y in range(h)] for image in labels]
-    return torch.tensor(rows)
+    rows = [[[image[y * height // h][x * width // w] for x in range(w)] for y in range(h)] for image in labels.tolist()]
+    return torch.tensor(rows, device=labels.device)
 
 
 def pixels_of(label_map: LabelMap, category: int) -> list[Pixel]:
@@ -35,16 +37,24 @@ def pixels_of(label_map: LabelMap, category: int) -> list[Pixel]:
 def components(label_map: LabelMap, category: int) -> list[list[Pixel]]:
     """Spec 3.1: 8-connected components of a class, largest first, ties by their first pixel in raster order."""
     found: list[list[Pixel]] = []
-    for y, x in pixels_of(label_map, category):
-        touching = [part for part in found if any(max(abs(y - v), abs(x - u)) == 1 for v, u in part)]
-        found = [part for part in found if part not in touching]
-        found.append([pixel for part in touching for pixel in part] + [(y, x)])
+    left = dict.fromkeys(pixels_of(label_map, category))  # a set that keeps the raster order
+    while left:
+        part = [next(iter(left))]
+        del left[part[0]]
+        for y, x in part:  # which grows meanwhile
+            near = [(v, u) for v in range(y - 1, y + 2) for u in range(x - 1, x + 2) if (v, u) in left]
+            part.extend(near)
+            for pixel in near:
+                del left[pixel]
+        found.append(part)
     return sorted(found, key=lambda part: (-len(part), min(part)))
 
 
 def gap(features: Tensor, pixels: Sequence[Pixel]) -> Tensor:
     """Spec 3, GAP(f, M): the mean over a mask of one image's features (D, h, w) -> (D,)."""
-    return torch.stack([features[:, y, x].double() for y, x in pixels]).mean(dim=0)
+    mask = features.new_zeros(features.shape[1:])
+    mask[tuple(zip(*pixels, strict=True))] = 1
+    return (features * mask).sum(dim=(1, 2)) / len(pixels)
 
 
 def distance(u: Tensor, v: Tensor) -> Tensor:
@@ -81,15 +91,16 @@ def cross_entropy(log_probabilities: Tensor, labels: Tensor) -> Tensor:
 
 def nothing(features: Tensor) -> Tensor:
     """An exact 0 that depends on the features."""
-    return 0.0 * features.double().sum()
+    return 0.0 * features.sum()
 
 
 @dataclass(kw_only=True)
 class Reference:
-    """Banks, adaptive weights and alignment losses.
+    """Banks, adaptive weights and alignment losses. A region is pooled anew whenever a pair of regions needs it.
 
     slots: K of each class; instances: components that count per class and image; classify: (D,) -> class id.
-    inserts: everything each class ever inserted; zeta: the moving distance of each class seen.
+    precision: of the pooling and all that follows. inserts: everything each class ever inserted; zeta: the moving
+    distance of each class seen.
     """
 
     stuff: Sequence[int]
@@ -97,6 +108,7 @@ class Reference:
     slots: Mapping[int, int]
     instances: int
     classify: Callable[[Tensor], int]
+    precision: torch.dtype = torch.float64
     inserts: dict[int, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     zeta: dict[int, float] = field(default_factory=dict)
 
@@ -108,9 +120,8 @@ class Reference:
         right = torch.where(prediction == truth, truth, IGNORE).tolist()
         verdicts = []
         for image, label_map in zip(features, right, strict=True):
-            for category in self.stuff:
-                for _, s in self._stuff(image, label_map, only=category):
-                    verdicts.append(self._insert(s, category))
+            for category, s in self._stuff(image, label_map):
+                verdicts.append(self._insert(s, category))
             for category in self.things:
                 for s in self._instances(image, label_map, category):
                     verdicts.append(self._insert(s, category))
@@ -132,18 +143,24 @@ class Reference:
 
     def to_bank(self, u: Tensor, category: int) -> Tensor:
         """d(u, Bank): the minimum over the filled slots."""
-        return min((distance(u, prototype) for prototype in self.bank(category)), key=Tensor.item)
+        return (torch.stack(self.bank(category)) - u).abs().mean(dim=1).min()
 
     # Regions of one image, shared by all that follows.
 
-    def _stuff(self, image: Tensor, label_map: LabelMap, *, only: int | None = None) -> list[tuple[int, Tensor]]:
-        """(k, GAP) of the stuff classes present."""
-        masks = {k: pixels_of(label_map, k) for k in (self.stuff if only is None else (only,))}
-        return [(k, gap(image, mask)) for k, mask in masks.items() if mask]
+    def _class(self, image: Tensor, label_map: LabelMap, category: int) -> Tensor | None:
+        """GAP over all pixels of a class, None where it is absent."""
+        mask = pixels_of(label_map, category)
+        return gap(image.to(self.precision), mask) if mask else None
 
     def _instances(self, image: Tensor, label_map: LabelMap, category: int) -> list[Tensor]:
         """GAP of the largest components of a thing class."""
-        return [gap(image, part) for part in components(label_map, category)[: self.instances]]
+        parts = components(label_map, category)[: self.instances]
+        return [gap(image.to(self.precision), part) for part in parts]
+
+    def _stuff(self, image: Tensor, label_map: LabelMap) -> list[tuple[int, Tensor]]:
+        """(k, GAP) of the stuff classes present."""
+        pooled = [(k, self._class(image, label_map, k)) for k in self.stuff]
+        return [(k, t) for k, t in pooled if t is not None]
 
     # Spec 3.2 and 3.3, matching. `power` 2 is the released d^2.
 
@@ -203,26 +220,63 @@ class Reference:
                         total = total + 500 / 2048 * similarity(t_k, t_mr) / len(instances)
         return total / len(features)
 
-    def _centroids(self, image: Tensor, label_map: LabelMap) -> dict[int, tuple[Tensor, Tensor]]:
-        """k -> (c_s, c_t) of the valid classes: bank full and present; c_t over every pixel of the class."""
-        masks = {k: pixels_of(label_map, k) for k in (*self.stuff, *self.things) if self.full(k)}
-        return {k: (torch.stack(self.bank(k)).mean(dim=0), gap(image, mask)) for k, mask in masks.items() if mask}
+    def _valid(self, label_map: LabelMap) -> list[int]:
+        """The classes whose bank is full and that are present."""
+        return [k for k in (*self.stuff, *self.things) if self.full(k) and pixels_of(label_map, k)]
+
+    def _source_centroid(self, category: int) -> Tensor:
+        """c_s,k: the mean over the filled slots."""
+        return torch.stack(self.bank(category)).mean(dim=0)
+
+    def _target_centroid(self, image: Tensor, label_map: LabelMap, category: int) -> Tensor:
+        """c_t,k of a class that is present: GAP over every pixel of the class."""
+        centroid = self._class(image, label_map, category)
+        assert centroid is not None
+        return centroid
 
     def aggregation(self, features: Tensor, label_maps: Tensor) -> Tensor:
         """Mean over the valid k of d(c_s,k, c_t,k)."""
         total = nothing(features)
         for image, label_map in zip(features, label_maps.tolist(), strict=True):
-            valid = self._centroids(image, label_map)
-            for source, target in valid.values():
-                total = total + distance(source, target) / len(valid)
+            valid = self._valid(label_map)
+            for k in valid:
+                c_s, c_t = self._source_centroid(k), self._target_centroid(image, label_map, k)
+                total = total + distance(c_s, c_t) / len(valid)
         return total / len(features)
 
     def separation(self, features: Tensor, label_maps: Tensor) -> Tensor:
         """Mean over the valid ordered pairs i != k of (1 + cos(c_s,i, c_t,k))/2."""
         total = nothing(features)
         for image, label_map in zip(features, label_maps.tolist(), strict=True):
-            valid = self._centroids(image, label_map)
+            valid = self._valid(label_map)
             pairs = [(i, k) for i in valid for k in valid if i != k]
             for i, k in pairs:
-                total = total + similarity(valid[i][0], valid[k][1]) / len(pairs)
+                c_s, c_t = self._source_centroid(i), self._target_centroid(image, label_map, k)
+                total = total + similarity(c_s, c_t) / len(pairs)
         return total / len(features)
+
+
+@dataclass(kw_only=True)
+class PooledOnce(Reference):
+    """The same loops, but whoever first needs a region finds and pools it for all; so too a source centroid.
+
+    Knows an image by its place in memory, and a bank by its class: serves a single iteration.
+    """
+
+    known: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+
+    def _class(self, image: Tensor, label_map: LabelMap, category: int) -> Tensor | None:
+        look = partial(super()._class, image, label_map, category)
+        return self._once(("class", image.data_ptr(), category), look)
+
+    def _instances(self, image: Tensor, label_map: LabelMap, category: int) -> list[Tensor]:
+        look = partial(super()._instances, image, label_map, category)
+        return self._once(("instances", image.data_ptr(), category), look)
+
+    def _source_centroid(self, category: int) -> Tensor:
+        return self._once(("source", category), partial(super()._source_centroid, category))
+
+    def _once(self, key: tuple[Any, ...], look: Callable[[], Any]) -> Any:
+        if key not in self.known:
+            self.known[key] = look()
+        return self.known[key]

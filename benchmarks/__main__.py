@@ -1,0 +1,82 @@
+"""Every figure of the project's speed, fast and naive side by side in one run.
+
+    python -m benchmarks                        everything at the published sizes: minutes, of the naive loops mostly
+    python -m benchmarks --quick                small inputs: the same table in less than a minute
+    python -m benchmarks alignment scoring      these alone; --device cuda, --json FILE
+
+Seconds are medians over repeats; "faster" is naive over fast. Memory is what the fast way needs: growth of this process
+on the CPU, all that is allocated on CUDA. Input is made from seeds. Both ways' results are compared: exit code 1 where
+they differ. The whole demo is timed by `python -m benchmarks.demo`, one iteration by part in `benchmarks.profile`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import platform
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+
+import torch
+
+from benchmarks.timing import Result, measure
+from utils.build import MISTAKES
+from utils.log import say, write_json
+from utils.runtime import launch, pick_device
+
+MODULES = ("alignment", "iteration", "data", "pseudo_labels", "scoring")
+HEAD = f"{'':<54} {'fast':>10} {'naive':>10} {'faster':>8} {'MiB':>8}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the command line, run, and write the JSON: a list with the fields of `Result`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which to run: {', '.join(MODULES)}; all by default")
+    parser.add_argument("--quick", action="store_true", help="small inputs")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+    parser.add_argument("--json", metavar="FILE", default="", help="also write the figures there")
+    arguments = parser.parse_args(argv)
+    for name in arguments.names:
+        if name not in MODULES:
+            parser.error(f"there is no benchmark {name!r}; choose from {', '.join(MODULES)}")
+    device = pick_device(arguments.device)
+
+    say(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {_device_name(device)}\n{HEAD}")
+    results = []
+    for result in run(arguments.names or MODULES, quick=arguments.quick, device=device):
+        say(line(result))
+        results.append(dataclasses.asdict(result))
+    if arguments.json:
+        write_json(arguments.json, results)
+
+
+def run(names: Sequence[str], *, quick: bool, device: torch.device) -> Iterator[Result]:
+    """Measure every case of the named modules, one at a time."""
+    for name in names:
+        for case in import_module(f"benchmarks.{name}").cases(quick=quick, device=device):
+            yield measure(case, device)
+
+
+def line(result: Result) -> str:
+    """One row of the table."""
+    naive, ratio, peak = "-", "-", "-"
+    if result.naive_s is not None and result.ratio is not None:
+        naive, ratio = seconds(result.naive_s), f"{result.ratio:.1f}x"
+    if result.peak_mb is not None:
+        peak = f"{result.peak_mb:.0f}"
+    return f"{result.name:<54} {seconds(result.fast_s):>10} {naive:>10} {ratio:>8} {peak:>8}"
+
+
+def seconds(value: float) -> str:
+    """In the unit that fits: 12.3 s, 4.56 ms."""
+    return f"{value:.3g} s" if value >= 1 else f"{value * 1000:.3g} ms"
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}"
+
+
+if __name__ == "__main__":
+    launch(main, MISTAKES)
