@@ -33,7 +33,8 @@ from utils.evaluation import (
     calibration_counts,
     labels_and_confidence,
 )
-from utils.inference import label_map, upsample
+from utils.inference import upsample
+from utils.strips import class_map
 
 NAMES = ("road", "sky", "car", "person")
 SUBSETS = {"4": (0, 1, 2, 3), "2": (0, 2), "last": (3,)}
@@ -231,7 +232,7 @@ def test_labels_and_confidence_are_those_of_the_upsampled_logits(size: tuple[int
     logits[:, 0, 0] = 0  # a tie: the first class, here as there
     before = logits.clone()
     labels, confidence = labels_and_confidence(logits, size)
-    assert torch.equal(labels, label_map(logits, size))
+    assert torch.equal(labels, class_map(logits, size))
     torch.testing.assert_close(confidence, upsample(logits, size).softmax(dim=0).amax(dim=0))
     assert confidence.max() <= 1
     assert torch.equal(logits, before)

@@ -55,11 +55,6 @@ def upsample(scores: Tensor, size: Sequence[int]) -> Tensor:
     return resized if scores.dim() == 4 else resized[0]
 
 
-def label_map(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Classes at full size: the *logits* upsampled, then argmax (spec 1); (C, h, w) -> (H, W) uint8."""
-    return upsample(logits, size).max(dim=0).indices.to(torch.uint8)  # argmax is four times slower on the CPU
-
-
 def probabilities(logits: Tensor, size: Sequence[int]) -> Tensor:
     """Softmax at low resolution, then upsampled (spec 3.6): (C, h, w) -> (C, H, W)."""
     return upsample(logits.softmax(dim=0), size)

@@ -29,7 +29,8 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if ours:  # Python's own end would give Ctrl-C its deadly meaning back, and the exit code with it
+        if signal.getsignal(signal.SIGINT) in (_second, _third):
+            # Python's own end would give Ctrl-C its deadly meaning back, and another exit code.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("interrupted", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None

@@ -30,10 +30,11 @@ from utils.config import Config, ConfigError, Stage
 from utils.engine import Losses, Pair, Recipe, TrainState, fit
 from utils.files import atomic_write
 from utils.flags import PREDICTION, Options, next_command
-from utils.inference import label_map, predict
+from utils.inference import predict
 from utils.log import RunLog, say, write_json, write_manifest
 from utils.metrics import ConfusionMatrix, iou_array
 from utils.runtime import compile_network, peak_memory_mb, pick_device, seed_everything, tune_kernels
+from utils.strips import class_map
 from utils.tables import format_table
 
 # The script that comes after a stage, and its section of the configuration.
@@ -235,7 +236,7 @@ class TrainingRun:
         network = self.state.method.network
         confusion = ConfusionMatrix(self.classes.num_classes)
         for item in predict(network, self.validation, normalize=self.normalize, precision=self.config.run.precision):
-            confusion.update(label_map(item.logits, item.label.shape[-2:]).cpu().numpy(), item.label.numpy())
+            confusion.update(class_map(item.logits, item.label.shape[-2:]).cpu().numpy(), item.label.numpy())
         self.scores = confusion.to_dict(self.classes.names, self.classes.subsets) | {"step": self.state.step}
         if self.scores["miou"] is None:
             raise DataError("the labels of target val hold no labelled pixel; check [target] ids and ignore")
