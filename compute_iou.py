@@ -72,8 +72,7 @@ def score(
     counted = in_background(count, pairs, workers=workers)
     for part in progress(counted, total=len(pairs), description="score", unit="image"):
         evaluation.merge(part)
-    if not evaluation.confusion.counts.any():
-        raise DataError(f"{truth}: its labels hold no labelled pixel; check [target] ids and ignore")
+    build.require_labelled_pixels(evaluation.confusion, f"{truth}: its labels")
     if found:
         say(f"note: {len(found)} predictions have no truth and were not scored, the first is {min(found.values())}")
 

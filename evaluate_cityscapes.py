@@ -22,7 +22,6 @@ import numpy as np
 from PIL import Image
 
 from dataset.labels import ClassTable
-from dataset.toml import DataError
 from utils import build, tables
 from utils.background import in_background, write_png
 from utils.config import Config, ConfigError, Parser
@@ -67,10 +66,7 @@ def evaluate(config: Config, options: Options) -> None:
 
     result: dict[str, Any] = {"restore_from": str(run.weights.path), "sha256": run.weights.sha256, "images": run.total}
     if in_memory:
-        if not evaluation.confusion.counts.any():
-            raise DataError(
-                f"the labels of target {settings.split} hold no labelled pixel; check [target] ids and ignore"
-            )
+        build.require_labelled_pixels(evaluation.confusion, f"the labels of target {settings.split}")
         report = evaluation.report()
         tables.publish(report, csv_file=options.arguments.csv, markdown_file=options.arguments.markdown)
         result |= report.to_dict()

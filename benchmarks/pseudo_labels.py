@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.timing import Case
 from utils.background import in_background, write_png
-from utils.inference import probabilities
+from utils.inference import upsample
 from utils.pseudo_label import (
     ConfidenceHistogram,
     PredictionCache,
@@ -38,6 +38,11 @@ GRID, SIZE = (65, 129), (512, 1024)  # of the logits and of the pseudo labels, (
 DISTINCT = 8  # images of a stream before it repeats itself
 
 Files = dict[str, npt.NDArray[np.uint8]]
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Softmax at low resolution, then upsampled to SIZE at once (spec 3.6): (C, h, w) -> (C, H, W)."""
+    return upsample(logits.softmax(dim=0), SIZE)
 
 
 def cases(*, quick: bool, device: torch.device) -> Iterator[Case]:
@@ -78,7 +83,7 @@ def generate(logits: list[Tensor], folder: Path) -> Files:
 def sort_everything(logits: list[Tensor], folder: Path) -> Files:
     """The rule word by word: all confidences of a class in memory, in float64, sorted."""
     folder.mkdir(parents=True, exist_ok=True)
-    tops = [probabilities(image, SIZE).double().cpu().numpy() for image in logits]
+    tops = [probabilities(image).double().cpu().numpy() for image in logits]
     labels = np.stack([top.argmax(axis=0) for top in tops])
     confidences = np.stack([top.max(axis=0) for top in tops])
     for category in range(NUM_CLASSES):
@@ -143,7 +148,7 @@ def _parts(logits: Tensor, folder: Path) -> Iterator[_Part]:
 
 
 def _full_size_maximum(logits: Tensor) -> tuple[Tensor, Tensor]:
-    confidence, label = probabilities(logits, SIZE).max(dim=0)
+    confidence, label = probabilities(logits).max(dim=0)
     return confidence, label.to(torch.uint8)
 
 

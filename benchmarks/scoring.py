@@ -52,22 +52,15 @@ def cases(*, quick: bool, device: torch.device) -> Iterator[Case]:
         arrays = decode(pairs[0])
         files, memory = partial(from_files, decode, pairs[0]), partial(count, *arrays)
         for title, naive, agree in _others(pairs[0], classes):
-            yield Case(
-                name=f"confusion of a pair, from PNGs / {title}",
-                fast=files,
-                naive=naive,
-                agree=agree,
-                repeats=REPEATS,
-                naive_repeats=REPEATS,
-            )
-            yield Case(
-                name=f"confusion of a pair, in memory / {title}",
-                fast=memory,
-                naive=naive,
-                agree=agree,
-                repeats=REPEATS,
-                naive_repeats=REPEATS,
-            )
+            for source, fast in (("from PNGs", files), ("in memory", memory)):
+                yield Case(
+                    name=f"confusion of a pair, {source} / {title}",
+                    fast=fast,
+                    naive=naive,
+                    agree=agree,
+                    repeats=REPEATS,
+                    naive_repeats=REPEATS,
+                )
         yield Case(
             name=f"everything of {len(pairs)} pairs, {WRITERS} threads / 1",
             fast=partial(evaluate, decode, pairs, classes, workers=WRITERS),

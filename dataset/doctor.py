@@ -213,7 +213,7 @@ def examine(method: Method, pairs: Sequence[Pair]) -> Tally:
     """Examine the files of some pairs, one after the other. Whatever is wrong with them is counted, never raised."""
     tally = Tally()
     for pair in pairs:
-        size = _examine_image(method, pair, tally)
+        size = _examine_image(method, pair, tally) if pair.image else None
         if pair.label:
             _examine_label(method, pair, size, tally)
     return tally

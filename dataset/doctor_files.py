@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from dataset.labels import IGNORE, LabelDecoding, open_image, read_bytes
+from dataset.labels import IGNORE, LabelDecoding, open_image, read_bytes, refuse_unknown_range
 from dataset.toml import DataError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -53,7 +53,7 @@ class LabelFacts(NamedTuple):
 # ---- PNG ----
 
 
-class _Chunks(NamedTuple):
+class Chunks(NamedTuple):
     """header: the content of IHDR. checksums: those of all chunks. flaw: what is wrong, or None."""
 
     header: bytes
@@ -61,27 +61,22 @@ class _Chunks(NamedTuple):
     flaw: str | None
 
 
-def png_flaw(data: bytes) -> str | None:
-    """What is wrong with the chunks of a PNG file, or None: every length and checksum is looked at, no pixel."""
-    return _png_chunks(data).flaw
-
-
-def _png_chunks(data: bytes) -> _Chunks:
-    """Walk the chunks of a PNG file up to its end or its first flaw."""
+def png_chunks(data: bytes) -> Chunks:
+    """Walk the chunks of a PNG file up to its end or its first flaw; lengths and checksums are looked at, no pixel."""
     view, position, checksums, kinds = memoryview(data), len(SIGNATURE), bytearray(), set()
     header = bytes(view[16:29])
     while b"IEND" not in kinds:
         end = position + 12 + int.from_bytes(view[position : position + 4], "big")
         if position + 12 > len(data) or end > len(data):
-            return _Chunks(header, bytes(checksums), f"the file is cut short after {len(data)} bytes")
+            return Chunks(header, bytes(checksums), f"the file is cut short after {len(data)} bytes")
         kind, checksum = bytes(view[position + 4 : position + 8]), view[end - 4 : end]
         if zlib.crc32(view[position + 4 : end - 4]) != int.from_bytes(checksum, "big"):
-            return _Chunks(header, bytes(checksums), f"wrong checksum at byte {position}, in chunk {kind!r}")
+            return Chunks(header, bytes(checksums), f"wrong checksum at byte {position}, in chunk {kind!r}")
         kinds.add(kind)
         checksums += checksum
         position = end
     missing = sorted({b"IHDR", b"IDAT"} - kinds)
-    return _Chunks(header, bytes(checksums), f"it has no chunk {missing[0]!r}" if missing else None)
+    return Chunks(header, bytes(checksums), f"it has no chunk {missing[0]!r}" if missing else None)
 
 
 def _is_png(data: bytes) -> bool:
@@ -107,7 +102,7 @@ def image_facts(path: Path, *, decode: bool = False) -> tuple[ImageFacts, int]:
 
 def _png_facts(path: Path, data: bytes) -> ImageFacts | None:
     """Facts from the header of a PNG whose chunks are whole; None where only decoding can tell."""
-    chunks = _png_chunks(data)
+    chunks = png_chunks(data)
     if chunks.flaw:
         raise DataError(f"{path}: damaged PNG, {chunks.flaw}")
     width, height = (int.from_bytes(chunks.header[start : start + 4], "big") for start in (0, 4))
@@ -126,8 +121,7 @@ def _decoded_facts(path: Path, data: bytes) -> ImageFacts:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # Pillow announces damage that it then refuses, or can do without
         image = open_image(path, data)
-    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
-        raise DataError(f"{path}: 32-bit pixels (mode {image.mode}) have no known range; convert the file to 8 bits")
+    refuse_unknown_range(path, image)
     return ImageFacts(image.size, _form(image, data), _digest(data))
 
 
@@ -157,7 +151,7 @@ def label_facts(path: Path, decoding: LabelDecoding) -> tuple[LabelFacts, int]:
     Raises DataError for a file that is damaged or of another pixel format than `decoding` reads.
     """
     data = read_bytes(path)
-    chunks = _png_chunks(data) if _is_png(data) else None
+    chunks = png_chunks(data) if _is_png(data) else None
     if chunks and chunks.flaw:
         raise DataError(f"{path}: damaged PNG, {chunks.flaw}")
     raw = np.ascontiguousarray(decoding.read(path))

@@ -323,6 +323,12 @@ def open_image(path: Path, data: bytes) -> Image.Image:
     return image
 
 
+def refuse_unknown_range(path: Path, image: Image.Image) -> None:
+    """Raise DataError for 32-bit pixels, of which nobody knows what is black and white; "I" of a PNG is 16-bit grey."""
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+        raise DataError(f"{path}: 32-bit pixels (mode {image.mode}) have no known range; convert the file to 8 bits")
+
+
 def _read_index(path: Path, data: bytes) -> np.ndarray:
     """(H,W) uint8 stored values of an 8-bit (or narrower) grey or palette image."""
     plain = plain_png(data, "mono")

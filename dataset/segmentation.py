@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from dataset.cache import ImageCache, Resized
 from dataset.corpora import DataError, Sample
-from dataset.labels import IGNORE, LabelDecoding, open_image, read_bytes, same_shape
+from dataset.labels import IGNORE, LabelDecoding, open_image, read_bytes, refuse_unknown_range, same_shape
 from dataset.png import plain_png
 from dataset.transforms import Augment, resize
 
@@ -138,10 +138,9 @@ def _decode(path: Path, data: bytes) -> Image.Image:
     if pixels is not None:
         return Image.fromarray(pixels)
     image = open_image(path, data)
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # 16-bit grey
+    refuse_unknown_range(path, image)
+    if image.mode.startswith("I"):  # 16-bit grey
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise DataError(f"{path}: 32-bit pixels (mode {image.mode}) have no known range; convert the file to 8 bits")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # straight to RGB would warn
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -44,7 +44,7 @@ from dataset.doctor import (
     refused,
     scan,
 )
-from dataset.doctor_files import image_facts, label_facts, looks_like_train_ids, png_flaw
+from dataset.doctor_files import image_facts, label_facts, looks_like_train_ids, png_chunks
 from dataset.doctor_sets import frequencies, train_id_suspicion
 from dataset.labels import LabelDecoding
 from dataset.pool import AHEAD
@@ -180,7 +180,7 @@ def test_what_is_no_file_is_refused_by_both(tmp_path: Path) -> None:
 @given(st.integers(0, len(PNG) - 1))
 @settings(max_examples=60, deadline=None)
 def test_every_truncation_of_a_png_is_seen(length: int) -> None:
-    assert length < 8 or png_flaw(PNG[:length])
+    assert length < 8 or png_chunks(PNG[:length]).flaw
 
 
 @given(st.integers(8, len(PNG) - 1), st.integers(1, 255))
@@ -188,8 +188,8 @@ def test_every_truncation_of_a_png_is_seen(length: int) -> None:
 def test_every_changed_byte_of_a_png_is_seen(position: int, change: int) -> None:
     damaged = bytearray(PNG)
     damaged[position] ^= change
-    assert png_flaw(bytes(damaged))
-    assert png_flaw(PNG + b"rubbish after the end") is None
+    assert png_chunks(bytes(damaged)).flaw
+    assert png_chunks(PNG + b"rubbish after the end").flaw is None
 
 
 def test_wrong_pixels_under_right_checksums_are_seen_by_decoding(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from dataset.cache import ImageCache
 from dataset.corpora import Corpus, DataError, Sample, flat_names, with_pseudo_labels
 from dataset.doctor import PROBLEM, Finding, Findings, Method, examine, listed_pair
-from dataset.doctor_files import label_facts, looks_like_train_ids
+from dataset.doctor import Pair as FilePair
 from dataset.doctor_sets import shared, train_id_suspicion
 from dataset.labels import IGNORE, ClassTable, LabelDecoding, load_class_table, train_id_decoding
 from dataset.loading import BatchLoader, eval_loader, train_loader
@@ -42,6 +42,7 @@ from utils.engine import Pair
 from utils.flags import TRAINING, Options, next_command
 from utils.inference import Prediction, predict
 from utils.log import LogError, say
+from utils.metrics import ConfusionMatrix
 from utils.runtime import pick_device, tune_kernels
 
 MISTAKES = (
@@ -51,6 +52,7 @@ MISTAKES = (
 """What a user can get wrong: one clear line and exit code 2."""
 
 Item = TypeVar("Item")
+TOLERATED = 0.25  # share of a few labels that may look like train ids: one of eight may be chance
 HUBS = ("random", "torchvision", "timm")  # where initial weights come from, other than files
 SOURCE_STREAM, TARGET_STREAM = 0, 1
 
@@ -186,7 +188,7 @@ def _probe(method: Method, dataset: SegmentationDataset, *, most: int = 8) -> It
     """What is wrong with at most `most` of the samples, evenly spread from the first to the last."""
     tally = examine(method, list(map(listed_pair, _spread(dataset.samples, most))))
     yield from tally.findings
-    yield from train_id_suspicion(tally, tolerated=0.25)  # one of eight may be chance
+    yield from train_id_suspicion(tally, tolerated=TOLERATED)
 
 
 def _spread(items: Sequence[Item], most: int) -> list[Item]:
@@ -198,15 +200,12 @@ def _spread(items: Sequence[Item], most: int) -> list[Item]:
 def refuse_train_ids(data: Corpus, labels: Sequence[Path], *, most: int = 8) -> None:
     """Raise DataError where more than a quarter of a few label files, evenly spread, look like train ids under a table
     of raw ids, most of which it would silently leave out."""
-    if data.trust_ids:
-        return
-    probed = _spread(labels, most)
-    taken = [path for path in probed if looks_like_train_ids(data.decoding, label_facts(path, data.decoding)[0].counts)]
-    if 4 * len(taken) > len(probed):
-        raise DataError(
-            f"{taken[0]}: {len(taken)} of {len(probed)} labels looked at seem to hold train ids; use raw labels, set"
-            " ids = {} and ignore = [255] in [target], or trust_ids = true if they are raw ids"
-        )
+    method = Method(title="target", table="[target]", decoding=data.decoding, trust_ids=data.trust_ids)
+    tally = examine(method, [FilePair("", str(path)) for path in _spread(labels, most)])
+    for finding in train_id_suspicion(tally, tolerated=TOLERATED):
+        if finding.severity == PROBLEM:
+            counted = f"{finding.count} of {tally.labels} labels looked at"
+            raise DataError(f"{finding.first}: {counted} seem to hold train ids; {finding.remedy}")
 
 
 def _listed_twice(
@@ -380,6 +379,12 @@ class PredictionRun(NamedTuple):
     weights: Weights
     total: int
     stream: Iterator[Prediction]
+
+
+def require_labelled_pixels(confusion: ConfusionMatrix, labels: str) -> None:
+    """Raise DataError where nothing was scored; `labels` names the truth."""
+    if not confusion.counts.any():
+        raise DataError(f"{labels} hold no labelled pixel; check [target] ids and ignore")
 
 
 def prediction_run(

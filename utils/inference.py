@@ -53,8 +53,3 @@ def upsample(scores: Tensor, size: Sequence[int]) -> Tensor:
     batched = scores if scores.dim() == 4 else scores[None]
     resized = F.interpolate(batched.contiguous(), size=list(size), mode="bilinear", align_corners=True)
     return resized if scores.dim() == 4 else resized[0]
-
-
-def probabilities(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Softmax at low resolution, then upsampled (spec 3.6): (C, h, w) -> (C, H, W)."""
-    return upsample(logits.softmax(dim=0), size)

@@ -17,7 +17,6 @@ from typing import Any
 import tomli_w
 import torch
 
-from dataset.corpora import DataError
 from dataset.labels import ClassTable
 from dataset.loading import BatchLoader
 from dataset.segmentation import SegmentationDataset
@@ -237,9 +236,8 @@ class TrainingRun:
         confusion = ConfusionMatrix(self.classes.num_classes)
         for item in predict(network, self.validation, normalize=self.normalize, precision=self.config.run.precision):
             confusion.update(class_map(item.logits, item.label.shape[-2:]).cpu().numpy(), item.label.numpy())
+        build.require_labelled_pixels(confusion, "the labels of target val")
         self.scores = confusion.to_dict(self.classes.names, self.classes.subsets) | {"step": self.state.step}
-        if self.scores["miou"] is None:
-            raise DataError("the labels of target val hold no labelled pixel; check [target] ids and ignore")
         say(f"update {self.state.step}: {self.scores['miou']:.2f} mIoU on target val")
         assert self.log is not None
         self.log.scalars(self.state.step, {"miou": self.scores["miou"], "iou": confusion.iou()})
