@@ -216,7 +216,7 @@ def test_images_of_different_sizes_share_a_cache(tmp_path: Path) -> None:
     with PseudoLabeler(C, cache_folder=tmp_path) as labeler:
         for seed, size in enumerate([(4, 6), (5, 3)]):
             labeler.add(str(seed), random_probabilities(seed), size)
-        assert len(list(tmp_path.rglob("*"))) == 2, "a folder and one file in it"
+        assert list(tmp_path.iterdir()) == [], "a process that is killed leaves nothing"
         assert [label.shape for _, label in labeler.labels()] == [(4, 6), (5, 3)]
 
 

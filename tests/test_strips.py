@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils import strips as module
-from utils.strips import class_map, highest, strips
+from utils.strips import class_map, highest, highest_at, strips
 
 sides = st.integers(1, 9)
 
@@ -68,3 +68,33 @@ def test_the_class_of_nan_is_none() -> None:
 def test_class_map_is_the_argmax_of_upsampled_logits() -> None:
     logits = torch.randn(5, 6, 8, generator=torch.Generator().manual_seed(1))
     assert torch.equal(class_map(logits, (31, 47)).long(), upsampled(logits, (31, 47)).argmax(dim=0))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(0, 2**31),
+    st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6)),
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.booleans(),
+)
+def test_the_highest_at_full_size_is_that_of_every_pixel(
+    seed: int, shape: tuple[int, int, int], size: tuple[int, int], coarse: bool
+) -> None:
+    """To the bit as strips have it; whole numbers make ties."""
+    scores = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    scores = scores.round() if coarse else scores
+    values, classes = highest_at(scores, size)
+    every = torch.cat([strip for _, strip in strips(scores, size)], dim=1)
+    assert torch.equal(values, every.amax(dim=0))
+    chosen = every.gather(0, classes.long()[None])[0]
+    assert torch.equal(chosen, values) if not coarse else bool((chosen - values).abs().max() < 1e-5)
+
+
+def test_a_score_that_is_no_number_reaches_the_pixels_around_it() -> None:
+    scores = torch.zeros(3, 4, 4)
+    scores[1] = 1.0
+    scores[0, 1, 1] = float("nan")
+    values, classes = highest_at(scores, (13, 13))
+    every = torch.cat([strip for _, strip in strips(scores, (13, 13))], dim=1)
+    assert torch.equal(classes, highest(every)[1])
+    assert torch.equal(values.isnan(), every.isnan().any(dim=0))

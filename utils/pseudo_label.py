@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from utils.strips import highest, strips
+from utils.strips import highest, highest_at
 
 IGNORE = 255
 LEVELS = 65536
@@ -158,15 +158,14 @@ def _report_line(name: str, width: int, tau: str, predicted: int, kept: int) -> 
 class PredictionCache:
     """Labels and confidence levels of many images on disk, so that the network runs once.
 
-    Three bytes a pixel (4.7 GB for the 2975 images of Cityscapes at 1024x512), as they are in memory, in a temporary
-    file inside `folder` until `close`. The system's own temporary folder is often memory, hence no default.
+    Three bytes a pixel (4.7 GB for the 2975 images of Cityscapes at 1024x512), as they are in memory, in a file inside
+    `folder` that has no name and ends with `close` or with the process. The system's own temporary folder is often
+    memory, hence no default.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self._storage = tempfile.TemporaryDirectory(dir=folder, prefix=".predictions-")
-        self._path = Path(self._storage.name) / "predictions"
-        self._file = self._path.open("wb", buffering=0)
+        self._file = tempfile.TemporaryFile(dir=folder, prefix=".predictions-", buffering=0)  # noqa: SIM115  # close()
         self._images: list[tuple[str, tuple[int, ...]]] = []
 
     def __len__(self) -> int:
@@ -174,33 +173,32 @@ class PredictionCache:
 
     def append(self, name: str, label: npt.NDArray[np.uint8], level: npt.NDArray[np.uint16]) -> None:
         """Keep one image's label (H,W) and levels (H,W)."""
+        self._file.seek(0, os.SEEK_END)
         label.tofile(self._file)
         level.tofile(self._file)
         self._images.append((name, label.shape))
 
     def __iter__(self) -> Iterator[tuple[str, npt.NDArray[np.uint8], npt.NDArray[np.uint16]]]:
         """Read (name, label, level) back, one image at a time, in the order of `append`."""
-        with self._path.open("rb", buffering=0) as file:
-            for name, shape in self._images:
-                pixels = math.prod(shape)
-                label = np.fromfile(file, np.uint8, pixels).reshape(shape)
-                yield name, label, np.fromfile(file, np.uint16, pixels).reshape(shape)
+        position = 0
+        for name, shape in self._images:
+            pixels = math.prod(shape)
+            self._file.seek(position)
+            label = np.fromfile(self._file, np.uint8, pixels).reshape(shape)
+            level = np.fromfile(self._file, np.uint16, pixels).reshape(shape)
+            position = self._file.tell()
+            yield name, label, level
 
     def close(self) -> None:
         """Remove the file."""
         self._file.close()
-        self._storage.cleanup()
 
 
 def labels_with_confidence(
     probabilities: torch.Tensor, size: Sequence[int] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The highest of the probabilities (C,h,w) at each pixel, its class uint8; at `size` = (H,W) where it is given."""
-    if size is None:
-        return highest(probabilities)
-    parts = [highest(strip) for _, strip in strips(probabilities, size)]
-    confidence, label = zip(*parts, strict=True)
-    return torch.cat(confidence), torch.cat(label)
+    return highest(probabilities) if size is None else highest_at(probabilities, size)
 
 
 class PseudoLabeler:
