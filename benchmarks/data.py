@@ -1,4 +1,4 @@
-"""Images from disk: decoding and resizing against the Pillow path of the spec, the cache, and the loader.
+"""Images from disk: decoding and resizing against the Pillow path of the spec, the cache, translation, and the loader.
 
 The images are smooth noise with the grain of a camera, which compresses as photographs do.
 """
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks import naive_translation
 from benchmarks.timing import Case
 from dataset.cache import ImageCache
 from dataset.corpora import Sample
@@ -25,12 +26,14 @@ from dataset.labels import train_id_decoding
 from dataset.loading import train_loader
 from dataset.segmentation import SegmentationDataset, read_resized
 from dataset.transforms import Augment
+from dataset.translation import METHODS, Translator, band, fda, lab_transfer, method_named
 from utils.log import say
 
 SIZES = {"Cityscapes": ((2048, 1024), (1024, 512)), "GTA5": ((1914, 1052), (1280, 720))}  # stored, wanted (W,H)
 WORKERS = (0, 1, 2)
 STEPS_S = (0.05, 0.1, 0.2, 0.5)
 NUM_CLASSES = 19
+BETA = 0.01
 LIMIT = 10**9  # bytes of the cache, never reached
 
 
@@ -45,6 +48,7 @@ def cases(*, quick: bool, device: torch.device) -> Iterator[Case]:
         for corpus, (stored, wanted) in SIZES.items():
             sample = write_sample(folder / corpus, stored)
             yield from _image_cases(corpus, sample.image, wanted, repeats=repeats)
+        yield from _translation_cases(sample, wanted, repeats=repeats)
         samples = [sample] * images  # of GTA5, the larger ones
         yield from _loader_cases(samples, wanted)
         plain, cached = (_dataset(samples, wanted, cache) for cache in (None, _cache(sample.image)))
@@ -114,6 +118,43 @@ def pillow(path: Path, size: tuple[int, int]) -> np.ndarray:
     """(H,W,3) uint8: an image as the spec says it."""
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC))
+
+
+def _translation_cases(sample: Sample, size: tuple[int, int], *, repeats: int) -> Iterator[Case]:
+    """A translation beside the naive one; and what an example takes with it, beside the same one as stored: there the
+    column "faster" is the share of the loader's throughput that is left."""
+    source, target = _read(sample.image, size, None), photograph(np.random.default_rng(1), (1024, 512))
+    ways = {
+        "fda": (
+            partial(fda, source, target, beta=BETA),
+            partial(naive_translation.fda, source, target, band(size, BETA)),
+        ),
+        "lab": (partial(lab_transfer, source, target), partial(naive_translation.lab, source, target)),
+    }
+    for name in METHODS:
+        fast, naive = ways[name]
+        yield Case(
+            name=f"data, {name}, an image and its target",
+            fast=fast,
+            naive=naive,
+            repeats=repeats,
+            agree=partial(_same_pixels, levels=1 if name == "fda" else 3),  # the statistics are those of a grid
+        )
+        method = method_named(name, beta=BETA, size=size)
+        translated = _dataset([sample], size, None)
+        translated.translate = Translator(method, method.describe(target)[None])
+        yield Case(
+            name=f"data, GTA5, an example with {name} (naive: as stored)",
+            fast=partial(translated.__getitem__, 0),
+            naive=partial(_dataset([sample], size, None).__getitem__, 0),
+            repeats=3 * repeats,
+            naive_repeats=3 * repeats,
+        )
+
+
+def _same_pixels(fast: np.ndarray, naive: np.ndarray, *, levels: int) -> None:
+    """To so many grey levels."""
+    assert np.abs(fast - naive.round().clip(0, 255)).max() <= levels
 
 
 def _loader_cases(samples: list[Sample], size: tuple[int, int]) -> Iterator[Case]:

@@ -135,7 +135,7 @@ def _batch(
     colours = rng.integers(30, 226, size=(num_classes + 1, 3))
     pixels = colours[labels] + rng.integers(-25, 26, size=(*labels.shape, 3))
     images = torch.from_numpy(pixels.astype(np.uint8)).permute(0, 3, 1, 2)
-    truth = torch.from_numpy(np.where(labels < num_classes, labels, 255))
+    truth = torch.from_numpy(np.where(labels < num_classes, labels, 255).astype(np.uint8))
     if device.type == "cuda":
         images, truth = images.pin_memory(), truth.pin_memory()
     return Batch(images, truth, [f"image {number}" for number in range(count)])
@@ -189,7 +189,7 @@ class PlainIteration:
         state = self.iteration.state
         images = self.iteration.recipe.normalize(batch.images).contiguous().to(state.device)
         output = state.method.network(images)
-        return output, upsample(output.logits, images.shape[-2:]), batch.labels.to(state.device)
+        return output, upsample(output.logits, images.shape[-2:]), batch.labels.to(state.device, torch.int64)
 
     def _alignment(self, method: BAFFT, seen: Any, labels: Tensor, output: Any, pseudo: Tensor) -> Losses:
         active = self.iteration.recipe.active & set(ALIGNMENT_LOSSES)

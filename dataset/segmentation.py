@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,10 +16,11 @@ from dataset.corpora import DataError, Sample
 from dataset.labels import IGNORE, LabelDecoding, open_image, read_bytes, refuse_unknown_range, same_shape
 from dataset.png import plain_png
 from dataset.transforms import Augment, resize
+from dataset.translation import Translator
 
 
 class Example(NamedTuple):
-    """image: (3,H,W) uint8 RGB, a pixel's channels side by side in memory (channels last). label: (H,W) int64 train
+    """image: (3,H,W) uint8 RGB, a pixel's channels side by side in memory (channels last). label: (H,W) uint8 train
     ids, 255 ignored. name: the sample's name."""
 
     image: torch.Tensor
@@ -36,6 +37,9 @@ class SegmentationDataset(Dataset[Example]):
     augment: random mirror and scale; the draws at a position depend on (seed, stream, position) alone.
     native_labels: keep each label at its own size (validation); an unlabelled image then gives its own size.
     cache: where images resized to `size` are kept; unused where that is None or the scale is random.
+    translate: gives images the style of others before they are augmented; the style drawn at a position depends on
+    (seed, stream, position) alone, and the draws of the augmentation do not change.
+    shows: which sample a position of a training stream shows; None: each once per epoch (dataset.loading).
     """
 
     def __init__(
@@ -49,6 +53,8 @@ class SegmentationDataset(Dataset[Example]):
         stream: int = 0,
         native_labels: bool = False,
         cache: ImageCache | None = None,
+        translate: Translator | None = None,
+        shows: Callable[[int], int] | None = None,
     ) -> None:
         if decoding is None and any(sample.label is not None for sample in samples):
             raise ValueError("labelled samples need a decoding")
@@ -62,6 +68,8 @@ class SegmentationDataset(Dataset[Example]):
         self.stream = stream
         self.native_labels = native_labels
         self.cache = cache
+        self.translate = translate
+        self.shows = shows
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -73,6 +81,8 @@ class SegmentationDataset(Dataset[Example]):
         sample = self.samples[index]
         image, native = self._image(sample.image)
         label = self._label(sample, native)
+        if self.translate is not None:
+            image = Image.fromarray(self.translate(np.asarray(image), (self.seed, self.stream, position)))
         if self.augment is not None:
             rng = np.random.default_rng([self.seed, self.stream, position])
             image, label = self.augment(image, label, self.size or native, rng)
@@ -81,7 +91,7 @@ class SegmentationDataset(Dataset[Example]):
         else:
             image, label = resize(image, label, self.size or native)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        return Example(pixels, torch.from_numpy(label).to(torch.int64), sample.name)
+        return Example(pixels, torch.from_numpy(label), sample.name)
 
     def _image(self, path: Path) -> tuple[Image.Image, tuple[int, int]]:
         """The image at `size`, and its own size; where the scale is random, or no size is set, as it is."""
@@ -125,9 +135,10 @@ def read_resized(
 def read_image(path: Path) -> Image.Image:
     """An image file of any mode as 8-bit RGB.
 
-    Transparency is dropped, 16-bit grey keeps its high byte, CMYK is converted. An EXIF orientation is not
-    applied: labels are drawn on the pixels as stored. Raises DataError naming a file that is missing,
-    damaged, larger than Pillow's decompression limit, or of 32-bit pixels, whose range is unknown.
+    Transparency is dropped, 16-bit grey keeps its high byte, CMYK is converted; of an animation the first frame is
+    read. An EXIF orientation is not applied: labels are drawn on the pixels as stored.
+    Raises DataError naming a file that is missing, damaged, larger than Pillow's decompression limit, or of 32-bit
+    pixels, whose range is unknown.
     """
     return _decode(path, read_bytes(path))
 
@@ -137,7 +148,11 @@ def _decode(path: Path, data: bytes) -> Image.Image:
     pixels = plain_png(data, "rgb")
     if pixels is not None:
         return Image.fromarray(pixels)
-    image = open_image(path, data)
+    return to_rgb(path, open_image(path, data))
+
+
+def to_rgb(path: Path, image: Image.Image) -> Image.Image:
+    """A decoded image of any mode as 8-bit RGB, by the rules of `read_image`; raises DataError for 32-bit pixels."""
     refuse_unknown_range(path, image)
     if image.mode.startswith("I"):  # 16-bit grey
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")

@@ -18,7 +18,7 @@ from PIL import Image
 from benchmarks.data import feeding, workers_to_feed
 from dataset.corpora import DataError, Sample
 from dataset.labels import train_id_decoding
-from dataset.loading import Batch, PositionSampler, eval_loader, order, train_loader
+from dataset.loading import Batch, PositionSampler, Shuffled, eval_loader, order, train_loader
 from dataset.segmentation import SegmentationDataset
 from dataset.transforms import Augment
 from utils import build
@@ -79,28 +79,28 @@ def test_order_is_pinned() -> None:
 
 @given(st.integers(1, 20), st.integers(0, 60), st.integers(0, 60))
 def test_sampler_from_a_position_continues_the_straight_run(n: int, start: int, more: int) -> None:
-    straight = list(PositionSampler(n, seed=5, stream=1, stop=start + more))
-    resumed = PositionSampler(n, seed=5, stream=1, start=start, stop=start + more)
+    straight = list(PositionSampler(Shuffled(n, seed=5, stream=1), stop=start + more))
+    resumed = PositionSampler(Shuffled(n, seed=5, stream=1), start=start, stop=start + more)
     assert list(resumed) == straight[start:]
     assert len(resumed) == more
-    assert list(islice(PositionSampler(n, seed=5, stream=1, start=start), more)) == straight[start:]
+    assert list(islice(PositionSampler(Shuffled(n, seed=5, stream=1), start=start), more)) == straight[start:]
 
 
 @given(st.integers(1, 20), st.integers(0, 5))
 def test_every_epoch_visits_each_sample_once(n: int, seed: int) -> None:
-    visits = list(PositionSampler(n, seed=seed, stop=3 * n))
+    visits = list(PositionSampler(Shuffled(n, seed=seed), stop=3 * n))
     assert [position for position, _ in visits] == list(range(3 * n))
     for epoch in range(3):
         assert sorted(index for _, index in visits[epoch * n : (epoch + 1) * n]) == list(range(n))
 
 
 def test_sampler_limits() -> None:
-    assert len(PositionSampler(3, seed=0, start=9, stop=4)) == 0
-    assert list(PositionSampler(3, seed=0, start=9, stop=4)) == []
+    assert len(PositionSampler(Shuffled(3, seed=0), start=9, stop=4)) == 0
+    assert list(PositionSampler(Shuffled(3, seed=0), start=9, stop=4)) == []
     with pytest.raises(TypeError, match="no length"):
-        len(PositionSampler(3, seed=0))
+        len(PositionSampler(Shuffled(3, seed=0)))
     with pytest.raises(ValueError, match="needs samples"):
-        PositionSampler(0, seed=0)
+        Shuffled(0, seed=0)
 
 
 # ---- loaders ----

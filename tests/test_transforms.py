@@ -348,7 +348,7 @@ def samples(tmp_path: Path) -> list[Sample]:
 def test_example_at_the_wanted_size(samples: list[Sample]) -> None:
     dataset = SegmentationDataset(samples, decoding=train_id_decoding(12), size=(20, 12))
     example = dataset[1]
-    assert (example.image.dtype, example.label.dtype) == (torch.uint8, torch.int64)
+    assert (example.image.dtype, example.label.dtype) == (torch.uint8, torch.uint8)
     assert (example.image.shape, example.label.shape) == ((3, 12, 20), (12, 20))
     assert example.name == "1.png"
     pixels = np.asarray(Image.open(samples[1].image).resize((20, 12), Image.Resampling.BICUBIC))
