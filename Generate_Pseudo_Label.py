@@ -21,10 +21,12 @@ from PIL import Image
 from dataset.corpora import pseudo_label_name
 from utils import build
 from utils.background import in_background, write_png
-from utils.config import Config
+from utils.config import Config, PseudoLabels
 from utils.flags import PREDICTION, TRAINING, Options, next_command, parse
+from utils.inference import Views
 from utils.log import progress, say, write_json
-from utils.pseudo_label import PseudoLabeler
+from utils.outputs import unfinished
+from utils.pseudo_label import PseudoLabeler, ThresholdReport
 from utils.runtime import launch
 
 
@@ -37,27 +39,39 @@ def main(argv: Sequence[str] | None = None) -> None:
 def generate(config: Config, options: Options) -> None:
     """Write the pseudo labels that the `[pseudo_label]` section describes."""
     settings, folder = config.pseudo_label, Path(config.pseudo_label.save)
-    classes, weights, total, stream = build.prediction_run(
-        config, options, restore_from=settings.restore_from, split=settings.split
+    run = build.prediction_run(
+        config,
+        options,
+        restore_from=settings.restore_from,
+        split=settings.split,
+        views=Views(settings.scales, settings.flip),
     )
+    source = {"restore_from": str(run.weights.path), "sha256": run.weights.sha256}
+    # Whoever was interrupted begins again: the thresholds need every prediction.
+    with unfinished(folder, source):
+        thresholds = predict_and_write(run, folder, settings)
+        say(thresholds.format_table(run.classes.names))
+        result = {**source, **thresholds.to_dict(run.classes.names)}
+        for path in [str(folder / "thresholds.json"), *([options.json] if options.json else [])]:
+            write_json(path, result)
+    say(f"{run.total} pseudo labels in {folder}")
+    hands = {"step2.restore_from": settings.restore_from, "step2.pseudo_labels": settings.save}
+    say(f"next: {next_command(options, ['train_step2.py'], flags=TRAINING, section='step2', hands=hands)}")
+
+
+def predict_and_write(run: build.PredictionRun, folder: Path, settings: PseudoLabels) -> ThresholdReport:
+    """Every prediction, then the thresholds, then the PNGs; returns the thresholds."""
     width, height = settings.size
     with PseudoLabeler(
-        classes.num_classes, cache_folder=folder, cap=settings.cap, proportion=settings.proportion
+        run.classes.num_classes, cache_folder=folder, cap=settings.cap, proportion=settings.proportion
     ) as labeler:
-        for item in progress(stream, total=total, description="predict", unit="image"):
+        for item in progress(run.stream, total=run.total, description="predict", unit="image"):
             labeler.add(item.name, item.logits.softmax(dim=0), (height, width))
         thresholds = labeler.report()
         written = in_background(partial(write, folder), labeler.labels())
-        for _ in progress(written, total=total, description="write", unit="image"):
+        for _ in progress(written, total=run.total, description="write", unit="image"):
             pass
-
-    say(thresholds.format_table(classes.names))
-    result = {"restore_from": str(weights.path), "sha256": weights.sha256, **thresholds.to_dict(classes.names)}
-    for path in [str(folder / "thresholds.json"), *([options.json] if options.json else [])]:
-        write_json(path, result)
-    say(f"{total} pseudo labels in {folder}")
-    hands = {"step2.restore_from": settings.restore_from, "step2.pseudo_labels": settings.save}
-    say(f"next: {next_command(options, ['train_step2.py'], flags=TRAINING, section='step2', hands=hands)}")
+    return thresholds
 
 
 def write(folder: Path, named: tuple[str, np.ndarray]) -> None:

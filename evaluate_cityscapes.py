@@ -8,36 +8,45 @@
 Any weights of this family are recognised: our checkpoints and run folders, released DeepLab-v2, VGG-16 and Oracle
 files. Writes `<image>.png` and `<image>_color.png` at the images' own size and reads no labels; next: compute_iou.py.
 With --in-memory the predictions are scored as they come, calibration included, and PNGs are written where --save is
-given, too. docs/evaluation.md explains the numbers.
+given, too. --scales 0.75,1,1.25 --flip averages several views of each image. Without --config our own weights bring
+the configuration that they were trained with. docs/evaluation.md explains the numbers.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from dataset.labels import ClassTable
+from dataset.labels import ClassTable, to_label_ids
 from utils import build, tables
 from utils.background import in_background, write_png
 from utils.config import Config, ConfigError, Parser
 from utils.evaluation import Evaluation, labels_and_confidence
 from utils.flags import EVALUATION, Options, next_command, parse, report_files
-from utils.inference import Prediction
+from utils.inference import Prediction, Views
 from utils.log import progress, say, write_json
+from utils.outputs import unfinished
 from utils.runtime import launch
 from utils.strips import class_map
-
-UNLABELLED = 0  # the official id of a pixel without an answer
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Predict; write PNGs, or score, or both."""
-    config, options = parse(argv, description=__doc__, section="evaluate", flags=EVALUATION, extend=_arguments)
+    config, options = parse(
+        argv,
+        description=__doc__,
+        section="evaluate",
+        flags=EVALUATION,
+        extend=_arguments,
+        recorded=build.recorded_settings,
+    )
     evaluate(config, options)
 
 
@@ -48,7 +57,12 @@ def evaluate(config: Config, options: Options) -> None:
     folders = _folders(config, options, classes)
     in_memory = options.arguments.in_memory
     run = build.prediction_run(
-        config, options, restore_from=settings.restore_from, split=settings.split, labelled=in_memory
+        config,
+        options,
+        restore_from=settings.restore_from,
+        split=settings.split,
+        views=Views(settings.scales, settings.flip),
+        labelled=in_memory,
     )
     evaluation = Evaluation(classes.names, classes.subsets, boundary_ratio=settings.boundary_ratio)
 
@@ -60,9 +74,15 @@ def evaluate(config: Config, options: Options) -> None:
             write_png(path, image)
         return part
 
-    finished = in_background(finish, run.stream)
-    for part in progress(finished, total=run.total, description="evaluate", unit="image"):
-        evaluation.merge(part)
+    with ExitStack() as stack:
+        made_by = _made_by(config, classes, run.weights.sha256)
+        stays = [stack.enter_context(unfinished(folder, made_by)) for folder in folders.values()]
+        if all(stays) and not in_memory:  # a score needs every image
+            kept = run.leave_out(lambda name: _is_done(name, classes, folders))
+            say(f"{kept} of {run.total} predictions are there already, from a process that was interrupted")
+        finished = in_background(finish, run.stream)
+        for part in progress(finished, total=len(run.images), description="evaluate", unit="image"):
+            evaluation.merge(part)
 
     result: dict[str, Any] = {"restore_from": str(run.weights.path), "sha256": run.weights.sha256, "images": run.total}
     if in_memory:
@@ -86,13 +106,6 @@ def score(evaluation: Evaluation, item: Prediction) -> np.ndarray:
     predicted = labels.cpu().numpy()
     evaluation.update(predicted, item.label.numpy(), confidence.cpu().numpy())
     return predicted
-
-
-def to_label_ids(labels: np.ndarray, label_ids: Sequence[int]) -> np.ndarray:
-    """Train ids (H, W) as official label ids, uint8; 255 becomes 0, unlabelled."""
-    lookup = np.full(256, UNLABELLED, dtype=np.uint8)
-    lookup[: len(label_ids)] = label_ids
-    return lookup[labels]
 
 
 def _arguments(parser: Parser) -> None:
@@ -129,6 +142,24 @@ def _images(
         yield folders["label_ids"] / f"{stem}.png", Image.fromarray(to_label_ids(labels, classes.label_ids))
 
 
+def _is_done(name: str, classes: ClassTable, folders: dict[str, Path]) -> bool:
+    """Whether every file of an image is there; each is whole, or it would not be."""
+    nothing = np.zeros((1, 1), dtype=np.uint8)
+    return all(path.exists() for path, _ in _images(PurePosixPath(name).stem, nothing, classes, folders))
+
+
+def _made_by(config: Config, classes: ClassTable, sha256: str) -> dict[str, Any]:
+    """What decides every pixel that is written."""
+    return {
+        "weights": sha256,
+        "target": config.target,
+        "evaluate": dataclasses.asdict(config.evaluate),
+        "precision": config.run.precision,
+        "device": config.run.device,
+        "classes": classes.to_mapping(),
+    }
+
+
 def _say_end(config: Config, options: Options, classes: ClassTable, folders: dict[str, Path], total: int) -> None:
     """Where everything is, and the command that comes next; PNGs that were not written cannot be scored."""
     if "label_ids" in folders:
@@ -138,6 +169,9 @@ def _say_end(config: Config, options: Options, classes: ClassTable, folders: dic
     say(f"{total} predictions in {folders['save']}")
     truth = build.corpus(config, "target", classes).label_folder(config.evaluate.split)
     command = ["compute_iou.py", str(truth), str(folders["save"])]
+    if not options.config_path:  # the configuration came with the weights alone
+        say(f"next: {' '.join(command)}, with --config and the configuration of the training")
+        return
     say(f"next: {next_command(options, command, flags=(), section='evaluate', hands={})}")
 
 

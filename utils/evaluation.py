@@ -37,7 +37,7 @@ from utils.metrics import (
     mean_iou,
     percent,
 )
-from utils.strips import highest, strips
+from utils.strips import class_and_confidence, strips
 
 BOUNDARY_RATIO = 0.02  # the default of Cheng et al.
 BINS = 15  # as Guo et al.
@@ -339,13 +339,10 @@ def boundary_map(labels: Labels, distance: int) -> Labels:
 def labels_and_confidence(logits: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Classes at full size as `class_map` gives them, and the softmax of the *upsampled* logits at that class.
 
-    (C, h, w) -> (H, W) uint8 and (H, W) float32. The highest probability is 1 / sum exp(l - max l), strip by strip.
+    (C, h, w) -> (H, W) uint8 and (H, W) float32.
     """
-    labels, confidence = [], []
-    for _, scores in strips(logits, size):
-        top, classes = highest(scores)
-        labels.append(classes)
-        confidence.append(scores.sub_(top).exp_().sum(dim=0).reciprocal_())
+    parts = [class_and_confidence(scores) for _, scores in strips(logits, size)]
+    labels, confidence = zip(*parts, strict=True)
     return torch.cat(labels), torch.cat(confidence)
 
 

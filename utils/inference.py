@@ -1,11 +1,14 @@
 """Prediction as a stream: one pass of the network, whatever the consumer makes of it.
 
-Validation, PNG export and pseudo labels all read from `predict`.
+Validation, PNG export and pseudo labels all read from `predict`; whoever brings images of their own calls `scores`.
+
+Geometry: B images, C classes, (H, W) the input size, (h, w) the feature grid.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -24,9 +27,32 @@ class Prediction(NamedTuple):
     label: Tensor
 
 
+@dataclass(frozen=True)
+class Views:
+    """Test-time augmentation: what the network is shown of an image. scales: factors of the input size, above 0; flip:
+    the mirror image, too. The default is the image as it is."""
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is nothing but the image as it is."""
+        return self.scales == (1.0,) and not self.flip
+
+
+PLAIN = Views()
+LEAST_SIDE = 32  # of what a network is shown: its features have a stride of 8 or 16
+
+
 @torch.no_grad()
 def predict(
-    network: nn.Module, loader: Iterable[Any], *, normalize: Callable[[Tensor], Tensor], precision: str = "fp32"
+    network: nn.Module,
+    loader: Iterable[Any],
+    *,
+    normalize: Callable[[Tensor], Tensor],
+    precision: str = "fp32",
+    views: Views = PLAIN,
 ) -> Iterator[Prediction]:
     """Predict every image of a loader, in its order, in eval mode; the network's mode is restored after each batch."""
     device = next(network.parameters()).device
@@ -35,14 +61,58 @@ def predict(
         return batch._replace(images=batch.images.to(device, non_blocking=True))
 
     for batch in prefetch(loader, move, device):
-        images = normalize(batch.images).contiguous(memory_format=torch.channels_last)
         training = network.training
         network.eval()
-        with autocast(device, precision):
-            logits = network(images).logits
+        logits = scores(network, batch.images, normalize=normalize, precision=precision, views=views)
         network.train(training)
-        for name, scores, label in zip(batch.names, logits.float(), batch.labels, strict=True):
-            yield Prediction(name, scores, label)
+        for name, item, label in zip(batch.names, logits, batch.labels, strict=True):
+            yield Prediction(name, item, label)
+
+
+@torch.no_grad()
+def scores(
+    network: nn.Module,
+    images: Tensor,
+    *,
+    normalize: Callable[[Tensor], Tensor],
+    precision: str = "fp32",
+    views: Views = PLAIN,
+) -> Tensor:
+    """(B, 3, H, W) uint8 RGB on the network's device -> float32 logits (B, C, h, w). The network is in eval mode.
+
+    Of several views the probabilities are averaged, on the feature grid of the largest; their logarithm is returned,
+    which is what softmax turns back into them.
+    """
+    if views.plain:
+        return _logits(network, images, normalize, precision)
+    total: Tensor | None = None
+    for scale in sorted(views.scales, reverse=True):
+        shown = _scaled(images, scale)
+        for mirrored in (False, True) if views.flip else (False,):
+            logits = _logits(network, shown.flip(-1) if mirrored else shown, normalize, precision)
+            if mirrored:
+                logits = logits.flip(-1)
+            grid = logits.shape[-2:] if total is None else total.shape[-2:]
+            probabilities = upsample(logits, grid).softmax(dim=1)
+            total = probabilities if total is None else total + probabilities
+    assert total is not None
+    mean = total / (len(views.scales) * (1 + views.flip))
+    return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()
+
+
+def _logits(network: nn.Module, images: Tensor, normalize: Callable[[Tensor], Tensor], precision: str) -> Tensor:
+    shown = normalize(images).contiguous(memory_format=torch.channels_last)
+    with autocast(shown.device, precision):
+        return network(shown).logits.float()
+
+
+def _scaled(images: Tensor, scale: float) -> Tensor:
+    """The images at a multiple of their size, bicubic with antialiasing as the loader resizes, in 0..255."""
+    if scale == 1.0:
+        return images
+    size = [max(LEAST_SIDE, round(side * scale)) for side in images.shape[-2:]]
+    resized = F.interpolate(images.float(), size=size, mode="bicubic", align_corners=False, antialias=True)
+    return resized.clamp_(0, 255)
 
 
 def upsample(scores: Tensor, size: Sequence[int]) -> Tensor:
