@@ -3,8 +3,8 @@
     python -m benchmarks.demo                        runs/demo, configs/streets.toml, seed 0
     python -m benchmarks.demo --seed 1 --out runs/demo1
 
-Renders the data, trains source-only, the control, stage 1 and stage 2, and ends with a table, a picture and
-`summary.json`. What an earlier, interrupted demo finished in the same folder is kept.
+Renders the data, trains source-only, the control, stage 1 and stage 2, and ends with a table, a picture,
+`summary.json` and the pages of utils/report.py. What an earlier, interrupted demo finished in the same folder is kept.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from dataset.corpora import Sample
 from dataset.labels import ClassTable
 from utils import build
 from utils.config import Config, build_config, read_config
 from utils.log import say, write_json
+from utils.sheet import contact_sheet
 from utils.tables import format_columns
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,7 +57,9 @@ class Demo:
         self.train("step2", "train_step2.py", flags=["--restore-from", self.folder("step1"), *labels])
         for name in ("source_only", "step2"):
             self.predict(name)
-        return self.report(config, time.monotonic() - began)
+        summary = self.report(config, time.monotonic() - began)
+        self.pages()
+        return summary
 
     def folder(self, name: str) -> str:
         """The folder of one run."""
@@ -106,6 +109,7 @@ class Demo:
         data = ["--data-dir", target]
         if not prediction:
             data = ["--data-dir", str(self.out / "data" / "gta5_deeplab"), "--data-dir-target", target]
+            data += ["--override", "run.report=false"]  # `pages` makes them all
         return ["--config", str(path), "--random-seed", str(self.seed), *data]
 
     def call(self, *command: str) -> None:
@@ -135,6 +139,11 @@ class Demo:
         say(f"picture: {self.out / 'adaptation.png'}\nsummary: {self.out / 'summary.json'}")
         return summary
 
+    def pages(self) -> None:
+        """A page of each run against source-only, and one that compares them; says where they are."""
+        folders = [self.folder(name) for name in RUNS]
+        self.call("-m", "utils.report", *folders, "--out", str(self.out / "report.html"))
+
 
 def picture(out: Path, config: Config, classes: ClassTable, *, rows: int = 4) -> Image.Image:
     """Image, truth, source-only and adapted prediction, side by side, for a few target validation images."""
@@ -142,16 +151,8 @@ def picture(out: Path, config: Config, classes: ClassTable, *, rows: int = 4) ->
     data = build.corpus(replace(config, target=target), "target", classes)
     samples = data.samples("val", labelled=True)
     chosen = samples[:: max(1, len(samples) // rows)][:rows]
-    grid = [panels(sample, data, out, classes) for sample in chosen]
-    width, height = grid[0][0].size
-    titles, margin, bar = ("image", "truth", "source-only", "adapted (stage 2)"), 4, 18
-    sheet = Image.new("RGB", (4 * width + 3 * margin, rows * (height + margin) + bar), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, title in enumerate(titles):
-        draw.text((column * (width + margin) + 4, 3), title, fill="black")
-        for row, line in enumerate(grid):
-            sheet.paste(line[column], (column * (width + margin), bar + row * (height + margin)))
-    return sheet
+    titles = ("image", "truth", "source-only", "adapted (stage 2)")
+    return contact_sheet(titles, [panels(sample, data, out, classes) for sample in chosen])
 
 
 def panels(sample: Sample, data: Any, out: Path, classes: ClassTable) -> list[Image.Image]:

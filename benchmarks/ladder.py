@@ -1,0 +1,355 @@
+"""The ladder: what every part of the method is worth, from source-only to the oracle, on one recipe.
+
+    python -m benchmarks.ladder configs/streets.toml --list                      what would be run
+    python -m benchmarks.ladder configs/streets.toml --seeds 3                   all rungs, seeds 0, 1, 2
+    python -m benchmarks.ladder configs/streets.toml --seeds 1,2,5 --rungs source_only,configured,oracle
+    python -m benchmarks.ladder configs/streets.toml --seeds 3 --report-only     tables from what is finished
+
+Every rung has the recipe's updates, and runs that rungs have in common are made once. Each run is one of the scripts,
+in a process of its own, with its settings and output beside its folder; what an earlier call finished is kept and what
+it began goes on. After each run docs/results/ladder_<recipe>.json, .md and .svg are written anew. docs/ladder.md
+explains the rungs and the numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from benchmarks.ladder_plan import Job, Recipe, plan, unique
+from benchmarks.ladder_report import chart, command_line, markdown
+from benchmarks.ladder_scores import Outcome, rank_correlation, summarize
+from benchmarks.rungs import BY_NAME, RUNGS, Rung
+from utils import build
+from utils.config import ConfigError, Parser, nearest
+from utils.files import atomic_write
+from utils.flags import assignment
+from utils.interrupts import exit_code
+from utils.log import say, write_json
+from utils.run_folder import read_run
+from utils.runtime import launch
+
+ROOT = Path(__file__).resolve().parent.parent
+SELECTION = "selection.json"  # what utils.choose writes
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """List, run, or report."""
+    arguments = _parser().parse_args(argv)
+    changes = dict(map(assignment, arguments.override))
+    recipe = Recipe.read(arguments.config, scale=arguments.steps_scale, changes=changes, stages=arguments.stages)
+    ladder = Ladder(
+        recipe=recipe,
+        rungs=_rungs(arguments.rungs),
+        seeds=arguments.seeds,
+        out=arguments.out or Path("runs") / "ladder" / arguments.config.stem,
+        results=arguments.results,
+        metric=_metric(arguments.metric, recipe),
+        command=command_line(["-m", "benchmarks.ladder", *(sys.argv[1:] if argv is None else argv)]),
+    )
+    if arguments.list:
+        ladder.list()
+        return
+    failed = [] if arguments.report_only else Runner(ladder, at_once=arguments.jobs).run()
+    say(f"results: {ladder.write()}")
+    if failed:
+        raise SystemExit(1)
+
+
+def _parser() -> Parser:
+    parser = Parser(description=__doc__)
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="recipe")
+    parser.add_argument("--seeds", type=_seeds, default=[0], metavar="N|A,B,...", help="how many, or which (1: seed 0)")
+    parser.add_argument("--rungs", default="", metavar="NAME,...", help=f"of {', '.join(BY_NAME)} (all)")
+    parser.add_argument("--stages", type=int, choices=(1, 2), default=2, help="of the recipe as configured (2)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="runs (runs/ladder/<recipe>)")
+    parser.add_argument("--results", type=Path, default=Path("docs/results"), metavar="FOLDER", help="docs/results")
+    parser.add_argument("--metric", default="miou", metavar="CLASS", help="class whose IoU counts (mean of all)")
+    parser.add_argument("--steps-scale", type=_scale, default=1.0, metavar="X", help="factor of all updates (1)")
+    parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs at once (1)")
+    parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE", help="as of the scripts")
+    parser.add_argument("--list", action="store_true", help="say what would be run")
+    parser.add_argument("--report-only", action="store_true", help="write the results of what is finished")
+    return parser
+
+
+def _seeds(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts) or text == "0":
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of seeds nor a list of different ones")
+    return list(range(int(text))) if len(parts) == 1 else [int(part) for part in parts]
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _scale(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def _rungs(names: str) -> list[Rung]:
+    """The rungs of these names, in the ladder's order; all for none."""
+    wanted = [name for name in names.split(",") if name] or list(BY_NAME)
+    for name in wanted:
+        if name not in BY_NAME:
+            raise ConfigError(f"--rungs: there is no rung {name!r}{nearest(name, list(BY_NAME))}")
+    return [rung for rung in RUNGS if rung.name in wanted]
+
+
+def _metric(name: str, recipe: Recipe) -> str:
+    """`miou` or a class. Raises ConfigError for another name, and for a target without validation images."""
+    classes = build.class_table(recipe.config)
+    if not build.has_validation(build.corpus(recipe.config, "target", classes)):
+        raise ConfigError(f"{recipe.path}: [target] names no val_list, so no rung could be compared with another")
+    if name != "miou" and name not in classes.names:
+        raise ConfigError(f"--metric: there is no class {name!r}{nearest(name, classes.names)}")
+    return name
+
+
+# ---- what there is ----
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladder:
+    """Rungs of a recipe under several seeds. command: the one that was given, for the results."""
+
+    recipe: Recipe
+    rungs: Sequence[Rung]
+    seeds: Sequence[int]
+    out: Path
+    results: Path
+    metric: str
+    command: str
+
+    @property
+    def climbs(self) -> list[tuple[Rung, int, Job]]:
+        """(rung, seed, its last run), seed by seed: what is finished first can be compared first."""
+        return [(rung, seed, plan(self.recipe, rung, seed, self.out)) for seed in self.seeds for rung in self.rungs]
+
+    def list(self) -> None:
+        """Say what would be run, what each shares with those before it, and how many updates that makes."""
+        shared: dict[Path, str] = {}
+        for rung, seed, last in self.climbs:
+            parts = []
+            for job in last.chain:
+                state = "finished" if job.finished else "to go on" if job.interrupted else "to run"
+                owner = shared.setdefault(job.folder, rung.name)
+                state = state if owner == rung.name else f"of {owner}"
+                parts.append(f"{job.folder.name} ({f'{job.updates} updates, ' if job.updates else ''}{state})")
+            say(f"seed {seed}, {rung.name}: {' -> '.join(parts)}")
+        jobs = unique([last for *_, last in self.climbs])
+        left = sum(job.updates for job in jobs if not job.finished)
+        say(f"{len(jobs)} runs below {self.out}, {sum(job.updates for job in jobs)} updates, {left} of them to do")
+
+    def write(self) -> Path:
+        """Write the results of what is finished; the folder's JSON file."""
+        result = self.result()
+        stem = self.results / f"ladder_{self.recipe.path.stem}"
+        write_json(stem.with_suffix(".json"), result)
+        files = {".md": markdown(result, f"{stem.name}.svg"), ".svg": chart(result)}
+        for suffix, text in files.items():
+            with atomic_write(stem.with_suffix(suffix)) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        return stem.with_suffix(".json")
+
+    def result(self) -> dict[str, Any]:
+        """Everything that is known so far."""
+        climbs = self.climbs
+        done = [(rung, seed, last) for rung, seed, last in climbs if last.finished]
+        outcomes = [_outcome(rung, seed, last) for rung, seed, last in done]
+        warm_up = next((last.chain[0].updates for *_, last in climbs if self.recipe.warm_up), 0)
+        return {
+            "recipe": self.recipe.path.stem,
+            "command": self.command,
+            "complete": len(done) == len(climbs) and all(outcome.chosen for outcome in outcomes),
+            "metric": self.metric,
+            "seeds": self.seeds,
+            "budget": {"rung": self.recipe.budget, "warm_up": warm_up},
+            "out": self.out,
+            **_made_with(outcomes),
+            "rungs": self._described(),
+            "scores": summarize(outcomes, self.metric),
+            "selection": rank_correlation(outcomes),
+            "runs": [_entry(outcome, last) for outcome, (*_, last) in zip(outcomes, done, strict=True)],
+        }
+
+    def _described(self) -> dict[str, Any]:
+        """The rungs, and which of them come to the same runs."""
+        owner: dict[Path, str] = {}
+        described: dict[str, Any] = {}
+        for rung in self.rungs:
+            last = plan(self.recipe, rung, self.seeds[0], self.out)
+            first = owner.setdefault(last.folder, rung.title)
+            described[rung.name] = {"title": rung.title, "same_as": first if first != rung.title else None}
+        return described
+
+
+def _outcome(rung: Rung, seed: int, last: Job) -> Outcome:
+    """What a rung's last run says."""
+    run = read_run(last.folder)
+    names = run.keys("iou/")
+    miou = dict(run.series("miou"))
+    iou = {row["step"]: {name.removeprefix("iou/"): row[name] for name in names} for row in run.log if "miou" in row}
+    path = last.folder / SELECTION
+    selection = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"scores": {}, "chosen": {}}
+    return Outcome(
+        rung=rung.name,
+        seed=seed,
+        miou=miou,
+        iou=iou,
+        criteria={name: {int(step): value for step, value in of.items()} for name, of in selection["scores"].items()},
+        chosen=selection["chosen"],
+        seconds=sum(_seconds(job) for job in last.chain),
+        device=run.manifest["device"],
+        folder=str(last.folder),
+    )
+
+
+def _made_with(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Devices, torch versions and commits of the runs."""
+    manifests = [read_run(Path(outcome.folder)).manifest for outcome in outcomes]
+    return {
+        "devices": sorted({manifest["device"] for manifest in manifests}),
+        "torch": sorted({manifest["packages"]["torch"] for manifest in manifests}),
+        "commits": sorted({str(manifest["commit"]) for manifest in manifests}),
+    }
+
+
+def _seconds(job: Job) -> float:
+    """What a training took; pseudo labels are not timed."""
+    return read_run(job.folder).result["seconds"] if job.updates else 0.0
+
+
+def _entry(outcome: Outcome, last: Job) -> dict[str, Any]:
+    """A run in the JSON."""
+    return {**vars(outcome), "commands": [command_line(command(job)) for job in last.chain]}
+
+
+# ---- running ----
+
+
+def command(job: Job) -> list[str]:
+    """The script and its flags; everything else is in the configuration."""
+    resumed = ["--continue-train"] if job.interrupted else []
+    return [job.script, "--config", str(job.config_file), *resumed]
+
+
+@dataclass
+class Runner:
+    """Makes the runs of a ladder that are not finished, as many at once as wanted."""
+
+    ladder: Ladder
+    at_once: int = 1
+    running: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self) -> list[Job]:
+        """Make them; the ones that failed. What depends on those is left out, everything else is made."""
+        climbs = self.ladder.climbs
+        finals = {last.folder for *_, last in climbs}
+        waiting = [job for job in unique([last for *_, last in climbs]) if not self._settled(job, finals)]
+        total, failed = len(waiting), list[Job]()
+        under_way: dict[Future[bool], Job] = {}
+        with _terminable(), ThreadPoolExecutor(self.at_once) as pool:
+            try:
+                while waiting or under_way:
+                    for job in [job for job in waiting if all(parent.finished for parent in job.after)]:
+                        if len(under_way) == self.at_once:
+                            break
+                        waiting.remove(job)
+                        say(f"[{total - len(waiting)}/{total}] {job.key}, {job.updates} updates; {job.log_file}")
+                        under_way[pool.submit(self._make, job, job.folder in finals)] = job
+                    if not under_way:  # what is left waits for a run that failed
+                        break
+                    for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                        job = under_way.pop(future)
+                        if not future.result():
+                            failed.append(job)
+                    self.ladder.write()
+            finally:
+                self._end_all()
+        for job in waiting:
+            say(f"left out, since a run that it needs failed: {job.key}")
+        return [*failed, *waiting]
+
+    def _settled(self, job: Job, finals: set[Path]) -> bool:
+        """Whether nothing is left to do: the last run of a rung is looked at for a choice of its checkpoint, too."""
+        return job.finished and (job.folder not in finals or (job.folder / SELECTION).is_file())
+
+    def _make(self, job: Job, final: bool) -> bool:
+        """Run a job's script, and look at the checkpoints of a final one; whether all went well."""
+        began = time.monotonic()
+        with atomic_write(job.config_file) as temporary:
+            temporary.write_bytes(tomli_w.dumps(dict(job.settings)).encode())
+        good = job.finished or self._call(job, [str(ROOT / job.script), *command(job)[1:]])
+        if good and final:
+            good = self._call(job, ["-m", "utils.choose", str(job.folder)])
+        minutes = (time.monotonic() - began) / 60
+        say(f"{job.key}: {'done' if good else f'FAILED, see {job.log_file}'} after {minutes:.1f} min")
+        return good
+
+    def _call(self, job: Job, words: Sequence[str]) -> bool:
+        """A process whose output goes to the job's log; whether it ended well."""
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        with job.log_file.open("ab") as log:
+            log.write(f"\n$ {command_line(words)}\n".encode())
+            log.flush()
+            # Its own session: Ctrl-C reaches it once, by way of `_end_all`.
+            process = subprocess.Popen(
+                [sys.executable, *words], stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+            with self.lock:
+                self.running[process.pid] = process
+            code = process.wait()
+            with self.lock:
+                del self.running[process.pid]
+        return code == 0
+
+    def _end_all(self) -> None:
+        """Ask what still runs to save its state and end."""
+        with self.lock:
+            for process in self.running.values():
+                process.send_signal(signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM within ends the ladder in order, as Ctrl-C does: its processes would outlive it."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(exit_code(number))
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    launch(main, build.MISTAKES)

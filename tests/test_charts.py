@@ -1,0 +1,138 @@
+"""Charts and markup: well-formed, escaped, and where the numbers say."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils.charts import MOST_POINTS, Cloud, LineChart, MatrixChart, PointMap, StripChart, axis, thinned
+from utils.markup import Html, join, number, significant, table, tag
+
+HOSTILE = "<script>alert('x')</script>&\""
+
+
+def elements(html: Html, name: str, class_: str = "") -> list[ET.Element]:
+    """The elements of a drawing; it must be well-formed XML."""
+    return [one for one in ET.fromstring(html).iter(name) if class_ in (one.get("class") or "").split() or not class_]
+
+
+# ---- markup ----
+
+
+@given(st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"])))
+@settings(max_examples=50, deadline=None)
+def test_whatever_text_goes_in_comes_out_as_text(text: str) -> None:
+    made = ET.fromstring(tag("p", text, title=text))
+    assert ((made.text or ""), made.get("title"), len(made)) == (text, text, 0)
+
+
+def test_attributes_are_escaped_and_absent_ones_left_out() -> None:
+    made = ET.fromstring(tag("i", class_="a", aria_label=HOSTILE, id=None, hidden=False))
+    assert made.attrib == {"class": "a", "aria-label": HOSTILE}
+
+
+def test_join_unfolds_iterables_and_escapes_what_is_no_markup() -> None:
+    assert join("<", [tag("b", "x"), None, 3]) == "&lt;<b>x</b>3"
+
+
+def test_numbers_are_rounded_and_keep_their_value() -> None:
+    made = ET.fromstring(number(-1.26, signed=True))
+    assert (made.text, made.get("value")) == ("\N{MINUS SIGN}1.3", "-1.26")
+    assert ET.fromstring(number(float("nan"))).text == ET.fromstring(number(None)).text == "\N{EN DASH}"
+    assert [ET.fromstring(significant(value)).text for value in (0.6, 12.345, 123.4)] == ["0.600", "12.3", "123"]
+
+
+def test_a_table_scrolls_in_its_own_box_and_marks_sums() -> None:
+    made = ET.fromstring(table(["class", "IoU"], [["a", "1"], ["mean", "2"]], foot=1))
+    assert made.get("class") == "scroll"
+    assert [row.get("class") for row in made.iter("tr")] == [None, None, "sum"]
+
+
+# ---- lines ----
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20), st.floats(-10, 10))
+@settings(max_examples=100, deadline=None)
+def test_an_axis_holds_all_values_between_its_ends(values: list[float], start: float) -> None:
+    made = axis(values, start, start + 100)
+    rounding = 1e-6 * max(1, *map(abs, values))
+    assert made.low <= min(values) + rounding
+    assert made.high >= max(values) - rounding
+    assert 2 <= len(made.ticks) <= 12
+    texts = [made.text(tick) for tick in made.ticks]
+    assert len(set(texts)) == len(texts)
+
+
+@given(st.integers(1, 2000))
+@settings(max_examples=30, deadline=None)
+def test_thinning_keeps_the_mean_of_equal_stretches(count: int) -> None:
+    points = thinned([(step, step * 0.5) for step in range(count)])
+    assert len(points) == min(count, MOST_POINTS)
+    assert all(value == pytest.approx(step * 0.5) for step, value in points)
+
+
+def test_a_higher_value_is_drawn_higher() -> None:
+    dots = elements(LineChart("t", {"a": [(1, 0.1), (2, 0.9)]}).draw(), "circle")
+    assert float(dots[0].get("cx", 0)) < float(dots[1].get("cx", 0))
+    assert float(dots[0].get("cy", 0)) > float(dots[1].get("cy", 0))
+
+
+def test_charts_of_the_same_runs_share_their_colours() -> None:
+    order = ["first", "second"]
+    (line,) = elements(LineChart("t", {"second": [(1, 1.0)]}, order=order).draw(), "polyline")
+    assert line.get("class") == "line s1"
+
+
+def test_an_empty_chart_is_a_chart() -> None:
+    assert elements(LineChart("t", {}).draw(), "svg")
+    assert elements(StripChart("t", {}, str, float).draw(), "svg")
+
+
+# ---- matrices, strips, maps ----
+
+
+def test_a_matrix_has_a_cell_for_each_number_and_none_for_nan() -> None:
+    values = np.array([[0.2, -0.9], [np.nan, 1.0]])
+    drawn = MatrixChart("m", values, ["a", HOSTILE], lambda v: f"{v:.1f}", lambda v: v, rows="r", columns="c").draw()
+    assert [one.get("class") for one in elements(drawn, "rect")] == ["plus", "minus", "void", "plus"]
+    assert [one.text for one in elements(drawn, "text", "cell")] == ["0.2", "-0.9", "1.0"]
+    assert "<script" not in drawn
+
+
+def test_a_strip_ends_with_its_last_number() -> None:
+    series = [(step, step / 100) for step in range(1, 101)]
+    drawn = StripChart("s", {"a": series}, lambda v: f"{v:.2f}", lambda v: v, cells=10).draw()
+    assert len(elements(drawn, "rect", "plus")) == 10
+    assert [one.text for one in elements(drawn, "text", "value")] == ["1.00"]
+
+
+def test_a_map_shows_source_as_circles_and_target_as_triangles() -> None:
+    source = Cloud(np.array([[0.0, 0.0], [1.0, 1.0]]), np.array([0, 1]), np.array([[0.0, 0.0], [1.0, 1.0]]))
+    target = Cloud(np.array([[9.0, 0.0]]), np.array([0]), np.array([[9.0, 0.0], [np.nan, np.nan]]))
+    chart = PointMap("m", source, target, ["a", "b"], (0.0, 0.0, 1.0))
+    drawn = chart.draw()
+    assert len(elements(drawn, "circle", "point")) == 2
+    assert len(elements(drawn, "path", "point")) == 1
+    assert len(elements(drawn, "line", "link")) == 1  # of class a alone: b has no target
+    assert {one.text for one in elements(drawn, "text", "name")} == {"a", "b"}
+    assert chart.at(np.array([9.0, 0.0])) == chart.at(np.array([1.0, 0.0]))  # beyond the window: on its edge
+
+
+@given(st.integers(0, 200), st.integers(2, 19))
+@settings(max_examples=40, deadline=None)
+def test_the_names_of_a_map_do_not_touch(seed: int, classes: int) -> None:
+    spots = np.random.default_rng(seed).normal(size=(classes, 2)) * 0.3
+    cloud = Cloud(spots, np.arange(classes), spots)
+    drawn = PointMap("m", cloud, cloud, [f"class {index}" for index in range(classes)], (0.0, 0.0, 1.0)).draw()
+    boxes = [
+        (float(one.get("x", 0)), float(one.get("y", 0)), len(one.text or "") * 7)
+        for one in elements(drawn, "text", "name")
+    ]
+    for index, (left, y, width) in enumerate(boxes):
+        for other_left, other_y, other_width in boxes[:index]:
+            apart = left >= other_left + other_width or other_left >= left + width
+            assert apart or abs(y - other_y) >= 13.9

@@ -1,0 +1,399 @@
+"""Charts as inline SVG: lines, matrices, strips over time, a map of points. Colours are the style sheet's, so that they
+follow light and dark.
+
+Everything is drawn on a surface of fixed size in CSS pixels, which its box may scroll.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from utils.markup import Child, Html, join, tag
+
+Series = Sequence[tuple[float, float]]
+Matrix = npt.NDArray[np.float64]
+
+MOST_POINTS = 200  # of a line; a longer one is drawn from the means of as many stretches
+COLOURS = 8  # that the style sheet has for lines
+_DOTTED = 30  # points to a line, up to which each has a dot
+_LEFT = 52  # where the lines begin, right of the ticks' labels
+_CHARACTER = 6.4  # width of a character of a small label
+_LINE = 14.0  # height of a line of names
+
+
+def _svg(width: float, height: float, *children: Child, label: str) -> Html:
+    drawn = tag(
+        "svg", *children, viewBox=f"0 0 {width:g} {height:g}", width=width, height=height, role="img", aria_label=label
+    )
+    return tag("div", drawn, class_="scroll")
+
+
+def _text(x: float, y: float, text: str, *, anchor: str = "start", class_: str = "label", **attributes: object) -> Html:
+    return tag("text", text, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor, class_=class_, **attributes)
+
+
+# ---- lines ----
+
+
+class Axis(NamedTuple):
+    """Values low..high over a stretch of the surface, and where its ticks are."""
+
+    low: float
+    high: float
+    start: float
+    stop: float
+    ticks: tuple[float, ...]
+    step: float
+
+    def text(self, tick: float) -> str:
+        """A tick's label: with as many digits as the step asks for, in powers of ten where those are many."""
+        digits = -_magnitude(self.step)
+        if digits <= 5:
+            text = f"{tick:.{max(0, digits)}f}"
+        else:
+            text = f"{tick:.{_magnitude(max(abs(self.low), abs(self.high))) + digits}e}".replace("e-0", "e-")
+        return text.replace("-", "\N{MINUS SIGN}")
+
+    def at(self, value: float) -> float:
+        """Where a value lies on the surface."""
+        return self.start + (value - self.low) / (self.high - self.low) * (self.stop - self.start)
+
+
+def axis(values: Sequence[float], start: float, stop: float, *, count: int = 4) -> Axis:
+    """An axis over all of the values, from tick to tick of 1, 2 or 5 times a power of ten."""
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-90):  # flat, but for rounding
+        low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (0.0, 1.0)
+    rough = (high - low) / count
+    power = 10.0 ** _magnitude(rough)
+    step = next((power * factor for factor in (1, 2, 5) if power * factor >= rough), power * 10)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    ticks = tuple(index * step for index in range(first, last + 1))
+    return Axis(ticks[0], ticks[-1], start, stop, ticks, step)
+
+
+def _magnitude(value: float) -> int:
+    """The power of ten that a number begins at."""
+    return math.floor(math.log10(value) + 1e-9)
+
+
+def thinned(series: Series, most: int = MOST_POINTS) -> list[tuple[float, float]]:
+    """At most `most` points: the means of equally many neighbours each."""
+    points = [(x, y) for x, y in series if math.isfinite(y)]
+    if len(points) <= most:
+        return points
+    return [tuple(part.mean(axis=0).tolist()) for part in np.array_split(np.array(points), most)]
+
+
+@dataclass(frozen=True)
+class LineChart:
+    """Lines over the updates of a run, each under its name; references: levels to compare with.
+
+    order: names in the order of their colours, so that several charts of the same names share them; those of the
+    lines unless given.
+    """
+
+    title: str
+    lines: Mapping[str, Series]
+    references: Mapping[str, float] = field(default_factory=dict)
+    order: Sequence[str] = ()
+    width: int = 390
+    height: int = 200
+
+    def draw(self) -> Html:
+        """Title, chart, and a legend where there is more than one thing to tell apart."""
+        lines = {name: thinned(series) for name, series in self.lines.items()}
+        x = axis([0.0, *(point[0] for line in lines.values() for point in line)], _LEFT, self.width - 12)
+        heights = [point[1] for line in lines.values() for point in line] + list(self.references.values())
+        y = axis(heights, self.height - 24, 10)
+        drawn = join(
+            self._grid(x, y),
+            (self._reference(level, y, self._look(name)) for name, level in self.references.items()),
+            (_line(line, x, y, self._look(name)) for name, line in lines.items()),
+        )
+        looks = {name: self._look(name) for name in (*lines, *self.references)}
+        return tag(
+            "figure",
+            tag("figcaption", self.title),
+            _svg(self.width, self.height, drawn, label=self.title),
+            _legend(looks) if len(looks) > 1 or self.order else None,
+        )
+
+    def _look(self, name: str) -> str:
+        """The style of a name: one of the colours, dashed where they begin again."""
+        names = [*(self.order or self.lines), *self.references]
+        turn, colour = divmod(names.index(name), COLOURS)
+        return f"s{colour}" + (" again" if turn else "")
+
+    def _grid(self, x: Axis, y: Axis) -> Html:
+        right = self.width - 12
+        rows = [
+            join(
+                tag("line", x1=_LEFT, x2=right, y1=f"{y.at(tick):.1f}", y2=f"{y.at(tick):.1f}", class_="grid"),
+                _text(_LEFT - 6, y.at(tick) + 4, y.text(tick), anchor="end"),
+            )
+            for tick in y.ticks
+        ]
+        bottom = self.height - 24
+        columns = [_text(x.at(tick), bottom + 16, x.text(tick), anchor="middle") for tick in _apart(x)]
+        return join(rows, columns)
+
+    def _reference(self, level: float, y: Axis, look: str) -> Html:
+        height = f"{y.at(level):.1f}"
+        return tag("line", x1=_LEFT, x2=self.width - 12, y1=height, y2=height, class_=f"reference {look}")
+
+
+def _apart(x: Axis) -> list[float]:
+    """The ticks whose labels do not touch."""
+    kept: list[float] = []
+    end = -math.inf
+    for tick in x.ticks:
+        half = len(x.text(tick)) * _CHARACTER / 2
+        if x.at(tick) - half > end + 6:
+            kept.append(tick)
+            end = x.at(tick) + half
+    return kept
+
+
+def _line(points: Sequence[tuple[float, float]], x: Axis, y: Axis, look: str) -> Html:
+    places = [(f"{x.at(step):.1f}", f"{y.at(value):.1f}") for step, value in points]
+    path = tag("polyline", points=" ".join(",".join(place) for place in places), class_=f"line {look}")
+    if len(points) > _DOTTED:
+        return path
+    dots = [
+        tag("circle", tag("title", f"{step:g}: {value:.6g}"), cx=place[0], cy=place[1], r=3, class_=f"dot {look}")
+        for (step, value), place in zip(points, places, strict=True)
+    ]
+    return join(path, dots)
+
+
+def _legend(looks: Mapping[str, str]) -> Html:
+    """What the colours of a chart's lines mean."""
+    return tag(
+        "div", (tag("span", tag("i", class_=f"key {look}"), name) for name, look in looks.items()), class_="legend"
+    )
+
+
+# ---- matrices ----
+
+
+@dataclass(frozen=True)
+class MatrixChart:
+    """A square of numbers, one row and column per class.
+
+    text: what a cell says. strength: how strongly it is coloured, -1..1; below 0 in the other hue. detail: what a cell
+    says where the pointer rests.
+    """
+
+    title: str
+    values: Matrix
+    names: Sequence[str]
+    text: Callable[[float], str]
+    strength: Callable[[float], float]
+    rows: str
+    columns: str
+
+    @property
+    def cell(self) -> int:
+        """The side of a cell: two matrices of the classes of Cityscapes fit side by side."""
+        return 30 if len(self.names) <= 12 else 24
+
+    def draw(self) -> Html:
+        """The matrix with its names; row names to the left, column names above, turned."""
+        longest = max(map(len, self.names))
+        left = longest * _CHARACTER + 14
+        top = longest * _CHARACTER * 0.72 + 16
+        ends = ((index + 0.5) * self.cell + len(name) * _CHARACTER * 0.75 for index, name in enumerate(self.names))
+        width = left + max(self.cell * len(self.names), *ends) + 4
+        height = top + self.cell * len(self.names) + 4
+        names = [self._name(index, name, left, top) for index, name in enumerate(self.names)]
+        cells = [self._cell(row, column, left, top) for row, column in np.ndindex(*self.values.shape)]
+        caption = tag("figcaption", self.title, tag("small", f" rows: {self.rows}; columns: {self.columns}"))
+        return tag(
+            "figure", caption, _svg(round(width), round(height), names, cells, label=self.title), class_="matrix"
+        )
+
+    def _name(self, index: int, name: str, left: float, top: float) -> Html:
+        middle = (index + 0.5) * self.cell
+        turn = f"rotate(-45 {left + middle:.1f} {top - 6:.1f})"
+        return join(
+            _text(left - 6, top + middle + 4, name, anchor="end"),
+            _text(left + middle, top - 6, name, transform=turn),
+        )
+
+    def _cell(self, row: int, column: int, left: float, top: float) -> Html:
+        value = float(self.values[row, column])
+        x, y = left + column * self.cell, top + row * self.cell
+        side = self.cell - 1
+        if math.isnan(value):
+            return tag("rect", x=f"{x:.1f}", y=f"{y:.1f}", width=side, height=side, class_="void")
+        strength = min(1.0, max(-1.0, self.strength(value)))
+        hue = "minus" if strength < 0 else "plus"
+        title = tag("title", f"{self.names[row]} → {self.names[column]}: {value:.6g}")
+        ground = tag(
+            "rect",
+            title,
+            x=f"{x:.1f}",
+            y=f"{y:.1f}",
+            width=side,
+            height=side,
+            class_=hue,
+            fill_opacity=f"{abs(strength):.3f}",
+        )
+        shade = "cell strong" if abs(strength) > 0.55 else "cell"
+        return join(ground, _text(x + side / 2, y + side / 2 + 4, self.text(value), anchor="middle", class_=shade))
+
+
+# ---- strips ----
+
+
+@dataclass(frozen=True)
+class StripChart:
+    """A row of coloured cells over time for each name, and the last number; strength as in `MatrixChart`."""
+
+    title: str
+    rows: Mapping[str, Series]
+    text: Callable[[float], str]
+    strength: Callable[[float], float]
+    cells: int = 48
+    width: int = 560
+
+    def draw(self) -> Html:
+        """The strips with names to the left and last values to the right."""
+        left = max(map(len, self.rows), default=0) * _CHARACTER + 14
+        steps = [step for series in self.rows.values() for step, _ in series]
+        height = 20 * len(self.rows) + 24
+        strips = [self._strip(index, name, left) for index, name in enumerate(self.rows)]
+        bottom = height - 8
+        ends = join(
+            _text(left, bottom, f"update {min(steps, default=0):g}"),
+            _text(self.width - 52, bottom, f"{max(steps, default=0):g}", anchor="end"),
+        )
+        drawn = _svg(self.width, height, strips, ends, label=self.title)
+        return tag("figure", tag("figcaption", self.title), drawn, class_="strips")
+
+    def _strip(self, index: int, name: str, left: float) -> Html:
+        points = thinned(self.rows[name], self.cells)
+        y = 20 * index
+        label = _text(left - 6, y + 14, name, anchor="end")
+        if not points:
+            return label
+        step = (self.width - 52 - left) / len(points)
+        cells = [
+            tag(
+                "rect",
+                tag("title", f"{name}, update {at:.0f}: {value:.4g}"),
+                x=f"{left + place * step:.2f}",
+                y=y + 1,
+                width=f"{step:.2f}",
+                height=18,
+                class_="minus" if self.strength(value) < 0 else "plus",
+                fill_opacity=f"{min(1.0, abs(self.strength(value))):.3f}",
+            )
+            for place, (at, value) in enumerate(points)
+        ]
+        frame = tag("rect", x=f"{left:.1f}", y=y + 1, width=f"{self.width - 52 - left:.1f}", height=18, class_="frame")
+        last = self.rows[name][-1][1]
+        return join(label, cells, frame, _text(self.width - 46, y + 14, self.text(last), class_="label value"))
+
+
+# ---- a map of points ----
+
+
+class Cloud(NamedTuple):
+    """The points of one domain: places (R, 2), class of each (R,), centroids (C, 2), NaN where a class is absent."""
+
+    places: Matrix
+    category: npt.NDArray[np.int64]
+    centroids: Matrix
+
+
+@dataclass(frozen=True)
+class PointMap:
+    """Regions of both domains in a plane: source circles, target triangles, in the colours of their classes; a line
+    leads from each class's source centroid to its target centroid, where its name stands.
+
+    window: the middle (x, y) and half the side of what is shown, the same for maps that are compared; what lies beyond
+    sits on the border.
+    """
+
+    title: str
+    source: Cloud
+    target: Cloud
+    names: Sequence[str]
+    window: tuple[float, float, float]
+    side: int = 560
+
+    def draw(self) -> Html:
+        """The map."""
+        points = [
+            self._mark(place, category, domain, "point")
+            for domain, cloud in (("source", self.source), ("target", self.target))
+            for place, category in zip(cloud.places, cloud.category, strict=True)
+        ]
+        frame = tag("rect", x=0.5, y=0.5, width=self.side - 1, height=self.side - 1, class_="frame")
+        drawn = _svg(self.side, self.side, frame, points, self._links(), self._names(), label=self.title)
+        return tag("figure", tag("figcaption", self.title), drawn)
+
+    def at(self, place: npt.NDArray[np.float64]) -> tuple[float, float]:
+        """A place of the plane on the surface."""
+        *middle, reach = self.window
+        x, y = np.clip((np.asarray(place) - middle) / reach, -1, 1)
+        half = self.side / 2
+        return half + x * (half - 10), half - y * (half - 10)
+
+    def _mark(self, place: npt.NDArray[np.float64], category: int, domain: str, class_: str) -> Html:
+        x, y = self.at(place)
+        size = 7.0 if class_ == "centroid" else 3.5
+        look = f"{class_} k{category}"
+        title = tag("title", f"{self.names[category]}, {domain}")
+        if domain == "source":
+            return tag("circle", title, cx=f"{x:.1f}", cy=f"{y:.1f}", r=size * 0.9, class_=look)
+        corners = f"M{x:.1f} {y - 1.2 * size:.1f}l{1.1 * size:.1f} {2 * size:.1f}h{-2.2 * size:.1f}z"
+        return tag("path", title, d=corners, class_=look)
+
+    def _links(self) -> list[Html]:
+        drawn = []
+        for category, (start, end) in enumerate(zip(self.source.centroids, self.target.centroids, strict=True)):
+            if not (np.isnan(start).any() or np.isnan(end).any()):
+                (x1, y1), (x2, y2) = self.at(start), self.at(end)
+                places = {"x1": f"{x1:.1f}", "y1": f"{y1:.1f}", "x2": f"{x2:.1f}", "y2": f"{y2:.1f}"}
+                drawn.append(tag("line", class_="link", **places))
+            for domain, centroid in (("source", start), ("target", end)):
+                if not np.isnan(centroid).any():
+                    drawn.append(self._mark(centroid, category, domain, "centroid"))
+        return drawn
+
+    def _names(self) -> list[Html]:
+        """A name beside each target centroid (source centroid where there is none), moved off those already there."""
+        taken: list[tuple[float, float, float]] = []
+        drawn = []
+        ends = np.where(np.isnan(self.target.centroids), self.source.centroids, self.target.centroids)
+        for category in np.argsort(-ends[:, 1]):
+            if np.isnan(ends[category]).any():
+                continue
+            x, y = self.at(ends[category])
+            width = len(self.names[category]) * 7
+            left = x + 10 if x + 10 + width < self.side else x - 10 - width
+            y = _free(left, y + 4, width, taken)
+            taken.append((left, y, width))
+            drawn.append(_text(left, y, self.names[category], class_="name"))
+        return drawn
+
+
+def _free(left: float, y: float, width: float, taken: Sequence[tuple[float, float, float]]) -> float:
+    """The height closest to `y` at which a label touches none of those that are there."""
+    near = [
+        other_y
+        for other_left, other_y, other_width in taken
+        if left < other_left + other_width + 4 and other_left < left + width + 4
+    ]
+    heights = [y, *(other + side * _LINE for other in near for side in (-1, 1))]
+    free = [height for height in heights if all(abs(height - other) >= _LINE - 0.01 for other in near)]
+    return min(free, key=lambda height: abs(height - y))
