@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-oldest lint format freeze clean
+.PHONY: demo test test-oldest soak lint format freeze clean
 
 demo: .venv/runtime
 	$(BIN)/python -m benchmarks.demo
 
 test: .venv/dev
 	$(BIN)/python -m pytest
+
+# Runs that are killed and resumed, and 100000 random inputs: docs/reliability.md.
+soak: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak
 
 test-oldest: .venv-oldest/installed
 	.venv-oldest/bin/python -m pytest

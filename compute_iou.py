@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.corpora import Corpus, DataError
+from dataset.corpora import Corpus, DataError, require_finished
 from dataset.labels import LabelDecoding, train_id_decoding
 from utils import build, tables
 from utils.background import in_background
@@ -54,6 +54,7 @@ def score(
     evaluation: Evaluation, truth: Path, predictions: Path, *, corpus: Corpus, split: str, workers: int = 0
 ) -> None:
     """Score all pairs, by so many threads. Raises DataError naming a prediction that is missing or of another size."""
+    require_finished(predictions, "evaluate_cityscapes.py")
     found = _predictions(predictions, corpus)
     pairs = []
     for path in corpus.truths(split, truth):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from argparse import SUPPRESS, ArgumentTypeError, BooleanOptionalAction
+from argparse import SUPPRESS, ArgumentTypeError
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,14 +74,12 @@ def data_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     Such a flag of one stage would be held against the limits of the other. Raises ConfigError for a bad value.
     """
     from utils.config import Parser
-    from utils.flags import SWITCHES, TRAINING
+    from utils.flags import TRAINING, add_flag
 
     parser = Parser(add_help=False, argument_default=SUPPRESS)
     for flag in TRAINING:
         if not flag.path.startswith(OF_DATA):
-            parser.add_argument(flag.name, dest=flag.name, type=flag.type)
-    for name in SWITCHES:
-        parser.add_argument(name, dest=name, action=BooleanOptionalAction)
+            add_flag(parser, flag, flag.name)
     training, rest = parser.parse_known_args(argv)
     given = ", ".join(vars(training))
     return rest, [f"{given}: of training alone, nothing to do with the data"] if given else []

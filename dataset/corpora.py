@@ -18,10 +18,11 @@ from dataset.toml import DataError, Table, is_integer, shipped_table
 
 __all__ = [
     *("Corpus", "DataError", "EntryError", "Sample"),
-    *("files_below", "flat_names", "number_of", "pseudo_label_name", "with_pseudo_labels"),
+    *("files_below", "flat_names", "number_of", "require_finished", "pseudo_label_name", "with_pseudo_labels"),
 ]
 
 SPLITS = ("train", "val", "test")
+UNFINISHED = "unfinished.json"  # marks a folder of predictions while it is filled
 _FOLDER_KEYS = ("root", "images", "labels", "image_suffix", "label_suffix")
 _LIST_KEYS = tuple(f"{split}_list" for split in SPLITS)
 KEYS = ("corpus", *_FOLDER_KEYS, *LabelDecoding.KEYS, "trust_ids", *_LIST_KEYS, "expected")
@@ -249,13 +250,20 @@ def flat_names(samples: Sequence[Sample]) -> list[str]:
 def with_pseudo_labels(samples: Sequence[Sample], folder: Path | str) -> list[Sample]:
     """The same samples with the pseudo labels of a flat folder as labels (decode with `train_id_decoding`).
 
-    Raises DataError when two images share a file name or a pseudo label is missing.
+    Raises DataError when two images share a file name, a pseudo label is missing, or the folder is unfinished.
     """
     folder = Path(folder)
+    require_finished(folder, "Generate_Pseudo_Label.py")
     names = flat_names(samples)
     labelled = [Sample(sample.name, sample.image, folder / name) for sample, name in zip(samples, names, strict=True)]
     _require_labels(labelled, f"run Generate_Pseudo_Label.py, which fills {folder}", "pseudo labels")
     return labelled
+
+
+def require_finished(folder: Path, script: str) -> None:
+    """Raise DataError where the script that fills a folder was interrupted: some of its files may be older ones."""
+    if (folder / UNFINISHED).exists():
+        raise DataError(f"{folder}: unfinished, {script} was interrupted while it wrote there; run it again")
 
 
 def number_of(count: int, what: str) -> str:

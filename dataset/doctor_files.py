@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +17,9 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from dataset.labels import IGNORE, LabelDecoding, open_image, read_bytes, refuse_unknown_range
+from dataset.png import is_png, png_chunks
 from dataset.toml import DataError
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
 FIRST_CHUNK = b"\x00\x00\x00\rIHDR"
 COLOUR_TYPES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with transparency", 6: "RGB with transparency"}
 BIT_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
@@ -50,39 +49,6 @@ class LabelFacts(NamedTuple):
     palette: bool
 
 
-# ---- PNG ----
-
-
-class Chunks(NamedTuple):
-    """header: the content of IHDR. checksums: those of all chunks. flaw: what is wrong, or None."""
-
-    header: bytes
-    checksums: bytes
-    flaw: str | None
-
-
-def png_chunks(data: bytes) -> Chunks:
-    """Walk the chunks of a PNG file up to its end or its first flaw; lengths and checksums are looked at, no pixel."""
-    view, position, checksums, kinds = memoryview(data), len(SIGNATURE), bytearray(), set()
-    header = bytes(view[16:29])
-    while b"IEND" not in kinds:
-        end = position + 12 + int.from_bytes(view[position : position + 4], "big")
-        if position + 12 > len(data) or end > len(data):
-            return Chunks(header, bytes(checksums), f"the file is cut short after {len(data)} bytes")
-        kind, checksum = bytes(view[position + 4 : position + 8]), view[end - 4 : end]
-        if zlib.crc32(view[position + 4 : end - 4]) != int.from_bytes(checksum, "big"):
-            return Chunks(header, bytes(checksums), f"wrong checksum at byte {position}, in chunk {kind!r}")
-        kinds.add(kind)
-        checksums += checksum
-        position = end
-    missing = sorted({b"IHDR", b"IDAT"} - kinds)
-    return Chunks(header, bytes(checksums), f"it has no chunk {missing[0]!r}" if missing else None)
-
-
-def _is_png(data: bytes) -> bool:
-    return data[: len(SIGNATURE)] == SIGNATURE
-
-
 # ---- images ----
 
 
@@ -92,7 +58,7 @@ def image_facts(path: Path, *, decode: bool = False) -> tuple[ImageFacts, int]:
     decode: inflate a PNG, too. That finds pixels that are wrong under right checksums, at several times the cost.
     """
     data = read_bytes(path)
-    facts = _png_facts(path, data) if _is_png(data) else None
+    facts = _png_facts(path, data) if is_png(data) else None
     if facts is None:
         facts = _decoded_facts(path, data)
     elif decode:
@@ -151,7 +117,7 @@ def label_facts(path: Path, decoding: LabelDecoding) -> tuple[LabelFacts, int]:
     Raises DataError for a file that is damaged or of another pixel format than `decoding` reads.
     """
     data = read_bytes(path)
-    chunks = png_chunks(data) if _is_png(data) else None
+    chunks = png_chunks(data) if is_png(data) else None
     if chunks and chunks.flaw:
         raise DataError(f"{path}: damaged PNG, {chunks.flaw}")
     raw = np.ascontiguousarray(decoding.read(path))

@@ -12,12 +12,13 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from dataset.png import plain_png
+from dataset.png import is_png, plain_png, png_chunks
 from dataset.toml import DataError, Table, is_integers, shipped_table
 
 IGNORE = 255
+UNLABELLED = 0  # the official id of a pixel without an answer
 MAX_CLASSES = 254  # 255 is the ignore label, 254 marks a raw id that no table mentions
 _UNKNOWN = 254
 
@@ -70,13 +71,36 @@ class ClassTable:
             label_ids=_label_ids(table, len(names)),
         )
 
+    def to_mapping(self) -> dict[str, Any]:
+        """The table as `from_mapping` reads it, in plain lists."""
+        table: dict[str, Any] = {
+            "names": list(self.names),
+            "palette": [list(colour) for colour in self.palette],
+            "stuff": list(self.stuff),
+            "things": list(self.things),
+            "subsets": {name: list(ids) for name, ids in self.subsets.items()},
+        }
+        return table if self.label_ids is None else table | {"label_ids": list(self.label_ids)}
+
+    @property
+    def colours(self) -> np.ndarray:
+        """(256, 3) uint8: a colour for every value of a label map, black for 255 and ids without a class."""
+        colours = np.zeros((256, 3), dtype=np.uint8)
+        colours[: self.num_classes] = self.palette
+        return colours
+
     def colorize(self, labels: np.ndarray) -> Image.Image:
         """A palette image ("P") of a train-id map (H,W); ignored pixels and ids without a class are black."""
         image = Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint8))
-        colours = np.zeros((256, 3), dtype=np.uint8)
-        colours[: self.num_classes] = self.palette
-        image.putpalette(colours.tobytes())
+        image.putpalette(self.colours.tobytes())
         return image
+
+
+def to_label_ids(labels: np.ndarray, label_ids: Sequence[int]) -> np.ndarray:
+    """Train ids (H, W) as official label ids, uint8; 255 becomes 0, unlabelled."""
+    lookup = np.full(256, UNLABELLED, dtype=np.uint8)
+    lookup[: len(label_ids)] = label_ids
+    return lookup[labels]
 
 
 def load_class_table(name_or_mapping: str | Mapping[str, Any], where: str = "[classes]") -> ClassTable:
@@ -308,24 +332,59 @@ def _png_header(data: bytes) -> tuple[int, int] | None:
     return data[24], data[25]
 
 
-def open_image(path: Path, data: bytes) -> Image.Image:
-    """The decoded image of a file's bytes, in the mode it is stored in.
+def _refuse_damaged_png(path: Path, data: bytes) -> None:
+    """Raise DataError for a PNG that is cut short, or changed: decoders give its pixels all the same, some wrong."""
+    flaw = png_chunks(data).flaw if is_png(data) else None
+    if flaw:
+        raise DataError(f"{path}: not a readable image (damaged PNG, {flaw}); copy or download it again")
+
+
+def open_image(path: Path, data: bytes, *, as_stored: bool = True) -> Image.Image:
+    """The decoded image of a file's bytes, in the mode it is stored in; the first one of several.
+
+    as_stored: its pixels are where they are stored, whatever its orientation says; else a TIFF comes turned by it, as
+    Pillow alone of all formats loads one.
 
     Raises DataError naming the file when it is damaged, of an unknown kind, or above Pillow's size limit.
     """
+    if not data:
+        raise DataError(f"{path}: not an image file, it is empty")
     try:
         image = Image.open(io.BytesIO(data))
+        _refuse_damaged_png(path, data)
+        orientation = image.getexif().get(ExifTags.Base.Orientation) if image.format == "TIFF" else None
         image.load()
     except UnidentifiedImageError:
         raise DataError(f"{path}: not an image file of a known kind") from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{path}: not a readable image ({error}); save it smaller, in parts, or as a TIFF, which dataset.tile and"
+            " predict.py read by windows"
+        ) from None
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         raise DataError(f"{path}: not a readable image ({error})") from None
+    if as_stored and orientation in _TURNED_BACK:
+        stored = image.transpose(_TURNED_BACK[orientation])
+        stored.format = image.format
+        return stored
     return image
 
 
+_TURNED_BACK = {  # orientation of a TIFF -> what undoes the turning
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
 def refuse_unknown_range(path: Path, image: Image.Image) -> None:
-    """Raise DataError for 32-bit pixels, of which nobody knows what is black and white; "I" of a PNG is 16-bit grey."""
-    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+    """Raise DataError for 32-bit pixels, of which nobody knows what is black and white; "I" of a PNG or a PGM is
+    16-bit grey."""
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         raise DataError(f"{path}: 32-bit pixels (mode {image.mode}) have no known range; convert the file to 8 bits")
 
 
@@ -358,6 +417,7 @@ def _read_channel(path: Path, data: bytes) -> np.ndarray:
             f"{path}: expected a 16-bit RGB PNG (bit depth 16, colour type 2) with the class in the first"
             f' channel, found {found}; use the original file, or decode = "index" for a converted one'
         )
+    _refuse_damaged_png(path, data)
     image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     if image is None or image.dtype != np.uint16 or image.ndim != 3:
         raise DataError(f"{path}: not a readable label image (damaged PNG)")

@@ -1,6 +1,10 @@
-"""Plain PNGs, decoded in Rust at two to three times Pillow's speed, to the same values."""
+"""PNGs: whether a file is whole, which no decoder looks at in full; plain ones decoded in Rust at two to three times
+Pillow's speed, to the same values."""
 
 from __future__ import annotations
+
+import zlib
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -12,6 +16,7 @@ except ImportError:  # no wheel for this platform, or an older layout: Pillow th
 
 FAST_PNG = decode_image_png_u8 is not None  # whether it is there
 
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 _FORMS = {  # bit depth, colour type, the one compression, the one filter method, not interlaced
     "mono": bytes((8, 0, 0, 0, 0)),
@@ -29,7 +34,40 @@ def plain_png(data: bytes, mode: str) -> np.ndarray | None:
     width, height = (int.from_bytes(data[start : start + 4], "big") for start in (16, 20))
     if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
         return None
+    if png_chunks(data).flaw:
+        return None
     try:
         return decode_image_png_u8(data, (height, width), mode)
     except Exception:  # the library raises nothing more precise, whatever it is that is wrong
         return None
+
+
+class Chunks(NamedTuple):
+    """header: the content of IHDR. checksums: those of all chunks. flaw: what is wrong, or None."""
+
+    header: bytes
+    checksums: bytes
+    flaw: str | None
+
+
+def png_chunks(data: bytes) -> Chunks:
+    """Walk the chunks of a PNG file up to its end or its first flaw; lengths and checksums are looked at, no pixel."""
+    view, position, checksums, kinds = memoryview(data), len(SIGNATURE), bytearray(), set()
+    header = bytes(view[16:29])
+    while b"IEND" not in kinds:
+        end = position + 12 + int.from_bytes(view[position : position + 4], "big")
+        if position + 12 > len(data) or end > len(data):
+            return Chunks(header, bytes(checksums), f"the file is cut short after {len(data)} bytes")
+        kind, checksum = bytes(view[position + 4 : position + 8]), view[end - 4 : end]
+        if zlib.crc32(view[position + 4 : end - 4]) != int.from_bytes(checksum, "big"):
+            return Chunks(header, bytes(checksums), f"wrong checksum at byte {position}, in chunk {kind!r}")
+        kinds.add(kind)
+        checksums += checksum
+        position = end
+    missing = sorted({b"IHDR", b"IDAT"} - kinds)
+    return Chunks(header, bytes(checksums), f"it has no chunk {missing[0]!r}" if missing else None)
+
+
+def is_png(data: bytes) -> bool:
+    """Whether a file's bytes begin as those of a PNG."""
+    return data[: len(SIGNATURE)] == SIGNATURE

@@ -50,7 +50,7 @@ from dataset.photographs import (
 from dataset.pool import Mapper, processes
 from dataset.toml import DataError, shipped_table
 from utils.config import ConfigError, Parser, nearest, read_config
-from utils.files import atomic_write
+from utils.files import atomic_write, remove_temporaries
 
 # What else this script composes is imported where it is used: every worker process imports this module again, and has
 # no need of torch.
@@ -68,7 +68,6 @@ MISTAKES = (
     *(FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError),  # output where it cannot be
 )
 AGAIN = "start again, what is cut is kept"
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\.\w+)?")  # as utils.files names what it has not finished
 DARK, BRIGHT = 64, 192  # a label's values are taken to mean 0 below and 255 from here on; between, it is unclear
 PALETTE = {0: (0, 0, 0), 1: (255, 255, 255), IGNORE: (255, 0, 0)}
 _PALETTE_BYTES = bytes(value for index in range(256) for value in PALETTE.get(index, (0, 0, 0)))
@@ -429,7 +428,7 @@ def _claim(job: Job, plan: list[dict[str, Any]]) -> dict[str, Any]:
     folders = [job.tiles.image_folder(""), job.tiles.label_folder("")]
     if path.exists():
         _require_same(path, manifest)
-        removed = _remove_temporaries([path.parent, *folders])
+        removed = sum(map(remove_temporaries, (path.parent, *folders)))
         if removed:
             say(f"{number_of(removed, 'unfinished file')} of a run that was killed removed")
     else:
@@ -438,14 +437,6 @@ def _claim(job: Job, plan: list[dict[str, Any]]) -> dict[str, Any]:
             raise DataError(f"{taken[0]}: exists and was not written by dataset.tile; choose another --output")
         write_json(path, manifest)
     return manifest
-
-
-def _remove_temporaries(folders: Sequence[Path]) -> int:
-    """Remove what killed runs left unfinished in some folders; how many files."""
-    left = [path for folder in folders for path in folder.glob(".*.tmp*") if TEMPORARY.fullmatch(path.name)]
-    for path in left:
-        path.unlink()
-    return len(left)
 
 
 def _require_same(path: Path, manifest: Mapping[str, Any]) -> None:

@@ -203,7 +203,9 @@ class BAFFT(nn.Module):
         log_probabilities (B, C, H, W), labels (B, H, W) with 255 ignored. `pixels` is the number of labelled pixels of
         the *whole* batch of the update, so that accumulated parts add up to the loss of the batch. 0 without a label.
         """
-        total = F.nll_loss(log_probabilities, labels, ignore_index=IGNORE, reduction="sum")
+        # On CUDA the fused sum is one of no fixed order.
+        reduction = "none" if torch.are_deterministic_algorithms_enabled() else "sum"
+        total = F.nll_loss(log_probabilities, labels, ignore_index=IGNORE, reduction=reduction).sum()
         return total / torch.as_tensor(pixels).to(total.device, non_blocking=True).clamp(min=1)
 
     def adversarial_loss(self, probabilities: Tensor) -> Tensor:

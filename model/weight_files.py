@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
+import io
 import json
 import os
 import re
@@ -113,6 +114,23 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
     )
 
 
+def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What is recorded with weights, without their tensors: the meta of a training state, of other files that of the
+    sidecar, whose match with the file is not checked. Empty where nothing is. Raises WeightsError."""
+    path = Path(path)
+    sidecar = path.with_suffix(".json")
+    if sidecar.is_file():
+        return _read_sidecar(path, None)[1]
+    if not zipfile.is_zipfile(path):
+        return {}
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # whatever is wrong with the file, `read_weights` says it
+        return {}
+    meta = content.get("meta") if isinstance(content, Mapping) else None
+    return dict(meta) if isinstance(meta, Mapping) else {}
+
+
 def _read_content(path: Path) -> dict[str, Any]:
     if path.is_dir():
         raise WeightsError(f"{path} is a folder, not a weights file: name a file in it")
@@ -135,8 +153,8 @@ def _parse(path: Path, start: bytes) -> Any:
     is_zip = start.startswith(b"PK\x03\x04")
     # A safetensors file begins with the length of its JSON header (8 bytes, little endian), then "{".
     is_safetensors = path.suffix == ".safetensors" or (start[8:] == b"{" and not is_zip)
-    if is_zip and not zipfile.is_zipfile(path):
-        raise WeightsError(f"{path} is truncated or damaged: copy or download it again")
+    if is_zip:
+        _check_archive(path)
     try:
         if is_safetensors:
             return load_file(path)
@@ -146,6 +164,18 @@ def _parse(path: Path, start: bytes) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is no checkpoint can fail in any way the parsers know
         raise WeightsError(f"{path} {_parse_failure(str(error), start)}") from error
+
+
+def _check_archive(path: Path) -> None:
+    """Raise WeightsError unless every entry of a zip archive has the checksum that it was written with: torch does not
+    compare them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # a damaged entry fails in the decompressor, the text codec, the decryption...
+        raise WeightsError(f"{path} is truncated or damaged ({error}): copy or download it again") from error
+    if damaged is not None:
+        raise WeightsError(f"{path} is damaged, the checksum of {damaged} does not hold: copy or download it again")
 
 
 def _parse_failure(message: str, start: bytes) -> str:
@@ -219,7 +249,7 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_sidecar(path: Path, sha256: str) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+def _read_sidecar(path: Path, sha256: str | None) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     sidecar = path.with_suffix(".json")
     if not sidecar.is_file():
         return None, {}
@@ -231,7 +261,7 @@ def _read_sidecar(path: Path, sha256: str) -> tuple[dict[str, Any] | None, dict[
         ) from error
     if not isinstance(record, dict) or record.get("format") != WEIGHTS_FORMAT:
         return None, {}  # some other file of that name
-    if record.get("sha256", sha256) != sha256:
+    if sha256 is not None and record.get("sha256", sha256) != sha256:
         raise WeightsError(
             f"{path} is not the file that {sidecar.name} describes (sha256 differs): it is damaged or was "
             f"replaced; restore it, or delete {sidecar.name} to read it without"
@@ -252,14 +282,13 @@ def write_weights(path: str | os.PathLike[str], state: Mapping[str, Tensor], met
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
-    mark = f".{secrets.token_hex(4)}.tmp"
-    parts = {
-        path: path.with_name(path.name + mark),
-        path.with_suffix(".json"): path.with_name(path.stem + mark),
-    }
+    sidecar, mark = path.with_suffix(".json"), secrets.token_hex(4)  # named as utils/files.py names what is unfinished
+    parts = {place: place.with_name(f".{place.stem}.{mark}.tmp{place.suffix}") for place in (path, sidecar)}
     weights_part, sidecar_part = parts.values()
     try:
-        torch.save(plain, weights_part)
+        buffer = io.BytesIO()  # torch itself would not say that a disk is full, and would write the part's name down
+        torch.save(plain, buffer)
+        weights_part.write_bytes(buffer.getbuffer())
         sha256 = _sha256(weights_part)
         record = {"format": WEIGHTS_FORMAT, "sha256": sha256, **meta}
         sidecar_part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -269,6 +298,10 @@ def write_weights(path: str | os.PathLike[str], state: Mapping[str, Tensor], met
             os.replace(part, place)
         with contextlib.suppress(PermissionError):  # Windows does not open folders
             _flush(path.parent)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a full disk does not say of which file
+            error.filename = str(path)
+        raise
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from model.weight_files import (
     WeightsError,
     first_line,
     infer_architecture,
+    read_record,
     read_state,
     read_weights,
     write_weights,
@@ -34,6 +35,7 @@ __all__ = [
     "infer_architecture",
     "initial_weights",
     "load_network",
+    "read_record",
     "read_state",
     "read_weights",
     "write_weights",
@@ -93,6 +95,10 @@ def _recorded_branches(weights: Weights) -> int | None:
     return (weights.architecture or {}).get("branches")
 
 
+def _invertible(architecture: Mapping[str, Any]) -> bool:
+    return architecture.get("invertible_norms", False)
+
+
 def _choose_initial(
     network: SegmentationNetwork | Discriminator, weights: Weights, notes: list[str]
 ) -> dict[str, Tensor]:
@@ -116,6 +122,8 @@ def _choose_initial(
     recorded, branches = _recorded_branches(weights), network.architecture().get("branches")
     if recorded not in (None, branches):
         notes.append(f"the file's head summed {recorded} branches, the network sums {branches}")
+    if weights.architecture and _invertible(weights.architecture) != _invertible(network.architecture()):
+        notes.append("of the file and the network one has invertible norms, the other has not: its function changes")
     _require_match(network, weights, expected, chosen)
     return chosen
 

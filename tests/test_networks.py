@@ -19,6 +19,7 @@ from model.activations import checkpoint_blocks, use_inplace_norms
 from model.deeplab import Head, NetworkError, build_network, frozen_statistics, input_statistics
 from model.discriminator import Discriminator
 from model.norms import InvertibleNorm
+from model.weights import initial_weights, write_weights
 
 TINY = [
     {"name": "resnet18", "width": 8},
@@ -434,3 +435,12 @@ def test_inplace_norms_without_the_package_are_refused_in_one_line(monkeypatch):
 def test_only_resnets_have_norms_to_replace(name):
     with pytest.raises(NetworkError, match="only the ResNets"):
         build_network(name, invertible_norms=True)
+
+
+@pytest.mark.parametrize("invertible", [True, False])
+def test_a_start_from_the_other_kind_of_norm_is_said(tmp_path, invertible):
+    other = build_network("resnet18", width=4, invertible_norms=not invertible)
+    write_weights(tmp_path / "w.pth", other.state_dict(), {"architecture": other.architecture()})
+    for network, said in ((build_network("resnet18", width=4, invertible_norms=invertible), True), (other, False)):
+        lines = initial_weights(network, str(tmp_path / "w.pth")).lines
+        assert any("invertible norms" in line for line in lines) == said

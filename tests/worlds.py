@@ -168,7 +168,7 @@ def own_settings(root: Path, **sections: Mapping[str, Any]) -> dict[str, Any]:
         "source": {**domain, "train_list": "source.txt"},
         "target": {**domain, "train_list": "target.txt", "val_list": "val.txt"},
         "model": TINY_NETWORK,
-        "run": {"device": "cpu", "num_workers": 0, "log_every": 1, "tensorboard": False},
+        "run": {"device": "cpu", "num_workers": 0, "log_every": 1, "tensorboard": False, "report": False},
         "step1": stage,
         "pseudo_label": {"size": [64, 48]},
         "step2": {**stage, "weights": SELF_TRAINED, "aim": "adaptive", "isia": "paper"},

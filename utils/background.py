@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -22,7 +22,14 @@ Result = TypeVar("Result")
 
 WRITERS = min(4, os.cpu_count() or 1)
 """Threads that write images while the network goes on."""
-_COMPRESSION = 3  # a fifth larger than by default (6), written three times faster
+_JPEG = {"quality": 95, "subsampling": 0}
+ENCODINGS: Mapping[str, Mapping[str, Any]] = {  # how images are written, by suffix
+    ".png": {"compress_level": 3},  # a fifth larger than by default (6), written three times faster
+    ".tif": {"compression": "tiff_adobe_deflate"},
+    ".tiff": {"compression": "tiff_adobe_deflate"},
+    ".jpg": _JPEG,
+    ".jpeg": _JPEG,
+}
 
 
 def in_background(
@@ -50,11 +57,18 @@ def in_background(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def write_png(path: Path, image: Image.Image) -> None:
-    """Write a PNG, whole or not at all. An OSError names the file."""
+def write_image(path: Path, image: Image.Image) -> None:
+    """Write an image as its suffix, one of `ENCODINGS`, says, whole or not at all. An OSError names the file."""
     try:
         with atomic_write(path) as temporary:
-            image.save(temporary, compress_level=_COMPRESSION)
+            image.save(temporary, **ENCODINGS[path.suffix.lower()])
     except OSError as error:
         error.filename = str(path)  # a full disk alone does not say of which file
         raise
+
+
+def write_png(path: Path, image: Image.Image) -> None:
+    """Write a PNG, as `write_image` does; for what must never be anything else, such as labels."""
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"{path}: not the name of a PNG")
+    write_image(path, image)

@@ -7,10 +7,12 @@ import contextlib
 import itertools
 import json
 import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 
 from dataset.cache import ImageCache
@@ -21,12 +23,16 @@ from dataset.doctor_sets import shared, train_id_suspicion
 from dataset.labels import IGNORE, ClassTable, LabelDecoding, load_class_table, train_id_decoding
 from dataset.loading import BatchLoader, eval_loader, train_loader
 from dataset.png import FAST_PNG
+from dataset.rare import RareFirst, class_pixels
 from dataset.segmentation import SegmentationDataset
 from dataset.transforms import Augment, Normalize
+from dataset.translation import Method as StyleMethod
+from dataset.translation import Translator, drawn_images, method_named
 from model.activations import checkpoint_blocks, use_inplace_norms
 from model.bafft import BAFFT, Alignment
 from model.deeplab import NetworkError, SegmentationNetwork, build_network, input_statistics
 from model.discriminator import Discriminator
+from model.extras.lessons import LessonSettings
 from model.weights import (
     Report,
     Weights,
@@ -34,14 +40,16 @@ from model.weights import (
     infer_architecture,
     initial_weights,
     load_network,
+    read_record,
     read_weights,
 )
 from utils.checkpoint import CheckpointError
 from utils.config import Config, ConfigError, Stage
 from utils.engine import Pair
+from utils.files import atomic_write, names_and_sizes
 from utils.flags import TRAINING, Options, next_command
-from utils.inference import Prediction, predict
-from utils.log import LogError, say
+from utils.inference import Prediction, Views, predict
+from utils.log import LogError, progress, say
 from utils.metrics import ConfusionMatrix
 from utils.runtime import pick_device, tune_kernels
 
@@ -148,6 +156,112 @@ def target_dataset(config: Config, stage: Stage, classes: ClassTable) -> Segment
     )
 
 
+def translator(config: Config, stage: Stage, classes: ClassTable, *, resumed: bool) -> Translator | None:
+    """How source images are translated while they are loaded, None for as stored.
+
+    The styles come from target training images that the seed draws, and from images alone. They are kept in the run's
+    folder, `styles.npz`, with what they were made from. Raises ConfigError where a run that goes on asks for others.
+    """
+    settings = config.translation
+    if settings.method == "none":
+        return None
+    method = method_named(settings.method, beta=settings.beta, size=input_size(config, "source"))
+    samples = corpus(config, "target", classes).samples(stage.split, labelled=False)
+    drawn = [samples[index] for index in drawn_images(len(samples), settings.styles, seed=config.run.seed)]
+    files, (width, height) = names_and_sizes(sample.image for sample in drawn), input_size(config, "target")
+    origin = f"{method} of {len(drawn)} target images at {width}x{height}, sha256 of names and sizes {files}"
+    path = Path(stage.snapshot_dir) / "styles.npz"
+    styles = _kept(path, origin, lambda: target_styles(config, method, drawn), resumed=resumed)
+    return Translator(method, styles, probability=settings.probability)
+
+
+def rare_first(
+    config: Config, stage: Stage, source: SegmentationDataset, classes: ClassTable, *, resumed: bool
+) -> RareFirst | None:
+    """Which source image comes when, by rare-class sampling; None for each once per epoch.
+
+    The source's labels are counted once and kept in the run's folder, `class_pixels.npz`. Raises DataError for one that
+    cannot be read, unless such files are skipped: then its image is never drawn. ConfigError as of `translator`.
+    """
+    if not stage.rare_classes:
+        return None
+    labels = [sample.label for sample in source.samples if sample.label is not None]
+    origin = f"{source.decoding} of {len(labels)} labels, sha256 of names and sizes {names_and_sizes(labels)}"
+    path = Path(stage.snapshot_dir) / "class_pixels.npz"
+    pixels = _kept(path, origin, lambda: source_pixels(config, source, classes), resumed=resumed)
+    if not pixels.any():
+        raise DataError("[source] has no labelled pixel; check ids and ignore")
+    return RareFirst(pixels, stage.rare_classes, seed=config.run.seed, stream=SOURCE_STREAM)
+
+
+def source_pixels(config: Config, source: SegmentationDataset, classes: ClassTable) -> np.ndarray:
+    """(n, C) int64: pixels of each class in each source label."""
+    assert source.decoding is not None
+    workers = worker_count(config)
+    found = class_pixels(source.samples, source.decoding, workers=workers)
+    rows = []
+    for row in progress(found, total=len(source), description="classes of the source", unit="label"):
+        if isinstance(row, DataError):
+            if config.run.bad_files != "skip":
+                raise row
+            say(f"note: {row}; its image is never drawn")
+            row = np.zeros(classes.num_classes, dtype=np.int64)
+        rows.append(row)
+    return np.stack(rows)
+
+
+def target_styles(config: Config, method: StyleMethod, samples: Sequence[Sample]) -> np.ndarray:
+    """(n, ...) float32: the styles of target images at input size; their labels are not looked at. Where files that
+    cannot be read are skipped, the next image stands for one."""
+    images = SegmentationDataset(
+        [Sample(sample.name, sample.image) for sample in samples],
+        decoding=None,
+        size=input_size(config, "target"),
+        cache=image_cache(config),
+    )
+    batches = eval_loader(images, num_workers=worker_count(config), skip=config.run.bad_files == "skip")
+    styles = []
+    for batch in progress(batches, total=len(samples), description="styles of the target", unit="image"):
+        for reason in batch.skipped:
+            say(f"note: {reason}; the style of the next image stands for its own")
+        styles.append(method.describe(batch.images[0].permute(1, 2, 0).numpy()))
+    return np.stack(styles)
+
+
+def _kept(path: Path, origin: str, make: Callable[[], np.ndarray], *, resumed: bool) -> np.ndarray:
+    """An array that is made once and kept in a run's folder, with what it was made from. Raises ConfigError where a run
+    that goes on asks for another."""
+    made_from, array = _kept_array(path)
+    if resumed and made_from not in (origin, None):
+        raise ConfigError(
+            f"{path} holds the {_spoken(path)} of the interrupted run: {made_from}; this configuration asks for "
+            f"{origin}; continue with the settings in {path.with_name('config.toml')}, or start in another "
+            "--snapshot-dir"
+        )
+    if made_from != origin:
+        array = make()
+        arrays: dict[str, Any] = {"origin": origin, path.stem: array}
+        with atomic_write(path) as temporary:
+            np.savez(temporary, **arrays)
+    return array
+
+
+def _kept_array(path: Path) -> tuple[str | None, np.ndarray]:
+    """What the array of a file was made from, and it; None and nothing where there is no file."""
+    if not path.is_file():
+        return None, np.empty(0)
+    try:
+        with open(path, "rb") as file, np.load(file) as arrays:
+            return str(arrays["origin"]), arrays[path.stem]
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        raise DataError(f"{path} is damaged; remove it, and the same {_spoken(path)} are made again") from None
+
+
+def _spoken(path: Path) -> str:
+    """What a file is called among words."""
+    return path.stem.replace("_", " ")
+
+
 def check_data(
     config: Config,
     stage: Stage,
@@ -170,7 +284,10 @@ def check_data(
         findings.update(_probe(_labelled_method(config, "target val", "target", validation.decoding), validation))
         for name, dataset in (("source train", source), (title, target)):
             findings.update(_listed_twice(validation, name, dataset))
-    first = next(iter(findings.of(PROBLEM)), None)
+    # One file that cannot be read is what `skip` is for; a second of the few looked at is not.
+    tolerated = {"source train", title} if config.run.bad_files == "skip" else set()
+    problems = findings.of(PROBLEM)
+    first = next((problem for problem in problems if problem.title not in tolerated or problem.count > 1), None)
     for finding in findings:
         if finding is not first:
             say(f"{finding.severity}: {finding}")
@@ -186,12 +303,12 @@ def _labelled_method(config: Config, title: str, domain: str, decoding: LabelDec
 
 def _probe(method: Method, dataset: SegmentationDataset, *, most: int = 8) -> Iterator[Finding]:
     """What is wrong with at most `most` of the samples, evenly spread from the first to the last."""
-    tally = examine(method, list(map(listed_pair, _spread(dataset.samples, most))))
+    tally = examine(method, list(map(listed_pair, evenly(dataset.samples, most))))
     yield from tally.findings
     yield from train_id_suspicion(tally, tolerated=TOLERATED)
 
 
-def _spread(items: Sequence[Item], most: int) -> list[Item]:
+def evenly(items: Sequence[Item], most: int) -> list[Item]:
     """At most `most` of the items, evenly spread from the first to the last."""
     count = min(most, len(items))
     return [items[round(index * (len(items) - 1) / max(count - 1, 1))] for index in range(count)]
@@ -201,7 +318,7 @@ def refuse_train_ids(data: Corpus, labels: Sequence[Path], *, most: int = 8) -> 
     """Raise DataError where more than a quarter of a few label files, evenly spread, look like train ids under a table
     of raw ids, most of which it would silently leave out."""
     method = Method(title="target", table="[target]", decoding=data.decoding, trust_ids=data.trust_ids)
-    tally = examine(method, [FilePair("", str(path)) for path in _spread(labels, most)])
+    tally = examine(method, [FilePair("", str(path)) for path in evenly(labels, most)])
     for finding in train_id_suspicion(tally, tolerated=TOLERATED):
         if finding.severity == PROBLEM:
             counted = f"{finding.count} of {tally.labels} labels looked at"
@@ -303,6 +420,7 @@ def training_pairs(
             stop=stage.last_step * images,
             num_workers=workers,
             pin_memory=_pins(config),
+            skip=config.run.bad_files == "skip",
         )
 
     sources = stream(source, SOURCE_STREAM)
@@ -345,7 +463,7 @@ def trained_network(
     if network.num_classes != classes.num_classes:
         raise WeightsError(
             f"{weights.path} predicts {network.num_classes} classes, the class table has {classes.num_classes}; "
-            "use the configuration that it was trained with"
+            "name the configuration that it was trained with: --config"
         )
     report = load_network(network, weights, purpose="full")
     return _place(network, device).eval(), weights, report
@@ -379,6 +497,14 @@ class PredictionRun(NamedTuple):
     weights: Weights
     total: int
     stream: Iterator[Prediction]
+    images: SegmentationDataset
+
+    def leave_out(self, done: Callable[[str], bool]) -> int:
+        """Predict no image of whose name `done` is true; how many there are. Before the stream is read from."""
+        samples = self.images.samples
+        left = [sample for sample in samples if not done(sample.name)]
+        left_out, samples[:] = len(samples) - len(left), left
+        return left_out
 
 
 def require_labelled_pixels(confusion: ConfusionMatrix, labels: str) -> None:
@@ -388,7 +514,7 @@ def require_labelled_pixels(confusion: ConfusionMatrix, labels: str) -> None:
 
 
 def prediction_run(
-    config: Config, options: Options, *, restore_from: str, split: str, labelled: bool = False
+    config: Config, options: Options, *, restore_from: str, split: str, views: Views, labelled: bool = False
 ) -> PredictionRun:
     """What both prediction scripts begin with: data, then weights, then the stream; says what is used."""
     say_notes(config, options)
@@ -402,8 +528,31 @@ def prediction_run(
     network, weights, report = trained_network(restore_from, config, classes, device)
     for line in report.lines:
         say(line)
-    stream = predict(network, loader, normalize=normalizer(network, config, weights), precision=config.run.precision)
-    return PredictionRun(classes, weights, loader.num_images, stream)
+    stream = predict(
+        network,
+        loader,
+        normalize=normalizer(network, config, weights),
+        precision=config.run.precision,
+        views=views,
+    )
+    return PredictionRun(classes, weights, loader.num_images, stream, loader.images)
+
+
+def recorded_settings(restore_from: str) -> tuple[str, dict[str, Any]] | None:
+    """The configuration that travels with our weights (for `parse`), after a file beside them that holds it, or "".
+
+    Its `[run]` is left out, which concerns the machine that trained. None for weights of other origin, or none at all.
+    """
+    folder = Path(restore_from)
+    path = folder / "last.pt" if folder.is_dir() else folder
+    meta = read_record(path) if path.is_file() else {}
+    if not isinstance(meta.get("config"), Mapping):
+        return None
+    settings = {name: value for name, value in meta["config"].items() if name != "run"}
+    if "subsets" in meta.get("classes", {}):  # the whole table, whatever becomes of the one that is shipped
+        settings["classes"] = meta["classes"]
+    beside = path.with_name("config.toml")
+    return str(beside) if beside.is_file() else "", settings
 
 
 def _architecture(weights: Weights, config: Config, classes: ClassTable) -> Mapping[str, Any]:
@@ -468,6 +617,11 @@ def build_method(
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return method.to(device)
+
+
+def lesson_settings(stage: Stage) -> LessonSettings:
+    """How a teacher's labels become lessons."""
+    return LessonSettings(threshold=stage.teacher_threshold, block=stage.mask_block, ratio=stage.mask_ratio)
 
 
 def _place(network: SegmentationNetwork, device: torch.device) -> SegmentationNetwork:

@@ -1,9 +1,12 @@
-"""States that survive a crash: the resumable state, the state of every random generator."""
+"""States that survive a crash: the resumable state, the one before it, the state of every random generator."""
 
 from __future__ import annotations
 
+import io
 import os
 import random
+import shlex
+import shutil
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -16,6 +19,7 @@ import torch
 from utils.files import atomic_write
 
 STATE_FORMAT = "bafft-train-state-1"
+LAST, PREVIOUS = "last.pt", "previous.pt"  # of a run's folder: where to resume from, and what was that before
 
 # What `torch.load(weights_only=True)` accepts. Compared by exact type: numpy.float64 is a float, yet refused.
 _PLAIN_TYPES = frozenset({bool, int, float, str, type(None)})
@@ -35,9 +39,45 @@ def save_state(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """
     marked = {**state, "format": STATE_FORMAT}
     _require_plain(marked, "state")
-    # An open file, since torch writes a file's own (here temporary) name into the archive.
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        torch.save(marked, file)
+    buffer = io.BytesIO()  # torch would make an error without a cause of a full disk, and write the file's name down
+    torch.save(marked, buffer)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def save_last(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write a run's state to resume from, atomically; the one before it stays as `PREVIOUS`."""
+    path = folder / LAST
+    if path.exists():
+        with atomic_write(folder / PREVIOUS) as temporary:
+            _same_content(path, temporary)
+    save_state(path, state)
+
+
+def _same_content(path: Path, twin: Path) -> None:
+    try:
+        os.link(path, twin)  # costs nothing
+    except OSError:  # not every file system can
+        shutil.copyfile(path, twin)
+
+
+def load_last(folder: Path) -> dict[str, Any]:
+    """The state to resume a run from. Raises CheckpointError where it cannot be read, and names the one before it if
+    that is whole."""
+    try:
+        return load_state(folder / LAST)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{_earlier_one(folder)}") from None
+
+
+def _earlier_one(folder: Path) -> str:
+    """How to go on from the state before the last, if that is whole."""
+    try:
+        step = load_state(folder / PREVIOUS).get("step")
+    except CheckpointError:
+        return ""
+    move = shlex.join(["mv", str(folder / PREVIOUS), str(folder / LAST)])
+    return f". The state before it, after {step} updates, is whole; to go on from that: {move}"
 
 
 def _require_plain(value: Any, place: str) -> None:

@@ -21,13 +21,17 @@ import tomli
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 STATISTICS = ("source", "target", "both")
+POLICIES = ("error", "skip")
 OPTIMIZERS = ("sgd", "adamw")
+TRANSLATIONS = ("none", "fda", "lab")
 # The modes of the method, as model/aim.py, model/isia.py and model/bafft.py know them; a test compares.
 AIM = ("none", "fixed", "adaptive", "released")
 ISIA = ("none", "paper", "released")
 LABEL_MAPS = ("prediction", "merged")
 MAX_SEED = 2**63 - 1  # torch's
 NOT_NEGATIVE = (  # settings of a stage
+    "keep",
+    "rare_classes",
     "num_steps_stop",
     "learning_rate",
     "head_lr_factor",
@@ -56,7 +60,10 @@ class Run:
     """What concerns every script. device: `auto` (CUDA if there is one), `cpu`, `cuda`, `cuda:1`. log_every: updates
     between log lines. log_dir: where TensorBoard files go, empty for the run's own folder. cache: folder for resized
     images, empty for none; cache_gb: what it may take on the disk, in 10^9 bytes. compile: let torch.compile
-    make the network's kernels in training."""
+    make the network's kernels in training. deterministic: the same kernels in the same order whenever it runs again.
+    nonfinite, bad_files: what becomes of an update with a number that is none, and of a training image or label that
+    cannot be read, `error` or `skip` (docs/reliability.md). report: end a training with `report.html`; diagnostics:
+    measure at every snapshot how far classes and domains lie apart (docs/report.md)."""
 
     seed: int = 1234
     device: str = "auto"
@@ -68,6 +75,11 @@ class Run:
     cache: str = ""
     cache_gb: float = 20.0
     compile: bool = False
+    deterministic: bool = False
+    nonfinite: str = "error"
+    bad_files: str = "error"
+    report: bool = True
+    diagnostics: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,8 +104,50 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Translation:
+    """Source images in the style of target images while they are loaded (docs/translation.md). beta: FDA exchanges the
+    frequencies up to this share of the input's shorter side. styles: random target training images that the styles are
+    taken from, 0 for all; probability: that an image is translated."""
+
+    method: str = "none"
+    beta: float = 0.01
+    styles: int = 200
+    probability: float = 1.0
+
+
+@dataclass(frozen=True)
+class CycleGANSettings:
+    """The training of a translator (`dataset.translate --method cyclegan`, docs/translation.md).
+
+    segmenter: weights of the frozen network of the semantic loss, a file or a run folder; needed unless
+    lambda_semantic is 0. crop: (W, H) that is cut out of images at input size. pool: translated images that each
+    discriminator's memory holds. The rate is constant for half of num_steps and falls to 0 over the other half.
+    """
+
+    snapshot_dir: str = ""
+    segmenter: str = ""
+    num_steps: int = 200000
+    save_every: int = 5000
+    batch_size: int = 1
+    crop: tuple[int, int] = (400, 400)
+    random_mirror: bool = True
+    width: int = 64
+    blocks: int = 9
+    discriminator_width: int = 64
+    learning_rate: float = 2e-4
+    pool: int = 50
+    lambda_cycle: float = 10.0
+    lambda_identity: float = 5.0
+    lambda_semantic: float = 1.0
+
+    def saves_after(self, step: int) -> bool:
+        """Whether a snapshot follows update number `step`."""
+        return step % self.save_every == 0 or step == self.num_steps
+
+
+@dataclass(frozen=True)
 class Weights:
-    """Factor of each loss (spec 3.5); 0 switches the term off."""
+    """Factor of each loss (spec 3.5, the last four model/extras); 0 switches the term off."""
 
     seg: float = 1.0
     adv: float = 0.0
@@ -102,6 +156,10 @@ class Weights:
     separation: float = 0.0
     aggregation: float = 0.0
     pseudo: float = 0.0
+    entropy: float = 0.0
+    online: float = 0.0
+    mixed: float = 0.0
+    masked: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -113,6 +171,9 @@ class Stage:
     statistics: the domain whose images move the batch-norm running statistics, `source`, `target` or `both`.
     num_prototype: bank slots per stuff class, ten times as many per thing class.
     split: the part of the target to train on.
+    keep: how many of the latest snapshots stay on the disk; 0: all.
+    teacher_*, mask_*: of the losses `online`, `mixed` and `masked` (docs/extras.md); a block is a number of pixels.
+    rare_classes: temperature of rare-class sampling from the source; 0: every image once per epoch.
     """
 
     snapshot_dir: str = ""
@@ -121,6 +182,7 @@ class Stage:
     num_steps: int = 250000
     num_steps_stop: int = 0
     save_pred_every: int = 5000
+    keep: int = 0
     batch_size: int = 1
     iter_size: int = 1
     optimizer: str = "sgd"
@@ -141,6 +203,11 @@ class Stage:
     aim_weights: tuple[float, ...] = ()
     isia: str = "none"
     label_map: str = "prediction"
+    teacher_momentum: float = 0.99
+    teacher_threshold: float = 0.968
+    mask_block: int = 32
+    mask_ratio: float = 0.7
+    rare_classes: float = 0.0
     weights: Weights = field(default_factory=Weights)
 
     @property
@@ -155,7 +222,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """restore_from: a file or run folder; save: output folder; size: (W, H) of the PNGs; split of the target."""
+    """restore_from: a file or run folder; save: output folder; size: (W, H) of the PNGs; split of the target.
+
+    scales, flip: views of each image whose probabilities are averaged (utils.inference.Views).
+    """
 
     restore_from: str = ""
     save: str = ""
@@ -163,6 +233,8 @@ class PseudoLabels:
     cap: float = 0.9
     proportion: float = 0.5
     split: str = "train"
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
 
 
 @dataclass(frozen=True)
@@ -170,7 +242,7 @@ class Evaluate:
     """restore_from: a file or run folder; save: output folder; split of the target.
 
     label_ids: folder for PNGs of official label ids, empty for none. boundary_ratio: width of the boundaries that
-    boundary IoU compares, as a share of the image's diagonal.
+    boundary IoU compares, as a share of the image's diagonal. scales, flip: as of pseudo labels.
     """
 
     restore_from: str = ""
@@ -179,6 +251,8 @@ class Evaluate:
     split: str = "val"
     batch_size: int = 1
     boundary_ratio: float = 0.02
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
 
 
 @dataclass(frozen=True)
@@ -190,6 +264,8 @@ class Config:
     classes: str | Mapping[str, Any] = "cityscapes"
     run: Run = field(default_factory=Run)
     model: Model = field(default_factory=Model)
+    translation: Translation = field(default_factory=Translation)
+    cyclegan: CycleGANSettings = field(default_factory=CycleGANSettings)
     step1: Stage = field(default_factory=Stage)
     pseudo_label: PseudoLabels = field(default_factory=PseudoLabels)
     step2: Stage = field(default_factory=Stage)
@@ -222,16 +298,16 @@ def read_config(path: str | Path, *, below: tuple[Path, ...] = ()) -> dict[str, 
         raise ConfigError(f"configuration {path}: extends must be the name of a file, or a list of them, not {bases!r}")
     merged: dict[str, Any] = {}
     for base in bases:
-        merged = _merge(merged, read_config(path.parent / base, below=(*below, path.resolve())))
-    return _merge(merged, data)
+        merged = merge(merged, read_config(path.parent / base, below=(*below, path.resolve())))
+    return merge(merged, data)
 
 
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`over` laid over `base`, section by section. A map of label ids is one value: it replaces the other."""
     merged = dict(base)
     for key, value in over.items():
         both = key != "ids" and isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
+        merged[key] = merge(merged[key], value) if both else value
     return merged
 
 
@@ -308,16 +384,18 @@ def _check_size(size: Any, where: str) -> None:
 def _check(config: Config, where: str) -> None:
     """Values that no type can rule out."""
     _one_of(config.run.precision, PRECISIONS, f"{where}: [run] precision")
+    for key in ("nonfinite", "bad_files"):
+        _one_of(getattr(config.run, key), POLICIES, f"{where}: [run] {key}")
     _check_switches(config, where)
+    _check_translation(config.translation, f"{where}: [translation]")
+    _check_cyclegan(config.cyclegan, f"{where}: [cyclegan]")
     mean = config.model.input_mean
     if mean and not (len(mean) == 3 and all(0 <= value <= 255 for value in mean)):
         raise ConfigError(f"{where}: [model] input_mean must be three numbers within 0..255, not {list(mean)}")
     for name, stage in (("step1", config.step1), ("step2", config.step2)):
         _check_stage(stage, f"{where}: [{name}]")
     for key in ("cap", "proportion"):
-        value = getattr(config.pseudo_label, key)
-        if not 0 <= value <= 1:
-            raise ConfigError(f"{where}: [pseudo_label] {key} must lie in 0..1, not {value}")
+        _within(getattr(config.pseudo_label, key), 1, f"{where}: [pseudo_label] {key}")
     _at_least(min(config.pseudo_label.size), 1, f"{where}: [pseudo_label] size")
     if not 0 <= config.run.seed <= MAX_SEED:
         raise ConfigError(f"{where}: [run] seed must lie in 0..{MAX_SEED}, not {config.run.seed}")
@@ -326,10 +404,17 @@ def _check(config: Config, where: str) -> None:
     if not 0 < config.run.cache_gb < math.inf:
         raise ConfigError(f"{where}: [run] cache_gb must be a number above 0, not {config.run.cache_gb}")
     _at_least(config.evaluate.batch_size, 1, f"{where}: [evaluate] batch_size")
+    _check_scales(config.pseudo_label.scales, f"{where}: [pseudo_label] scales")
+    _check_scales(config.evaluate.scales, f"{where}: [evaluate] scales")
     if not 0 < config.evaluate.boundary_ratio <= 1:
         raise ConfigError(
             f"{where}: [evaluate] boundary_ratio must be above 0 and at most 1, not {config.evaluate.boundary_ratio}"
         )
+
+
+def _check_scales(scales: Sequence[float], where: str) -> None:
+    if not scales or not all(0.1 <= scale <= 10 for scale in scales) or len(set(scales)) < len(scales):
+        raise ConfigError(f"{where} must be one or more different numbers within 0.1..10, not {list(scales)}")
 
 
 def _check_switches(config: Config, where: str) -> None:
@@ -341,16 +426,33 @@ def _check_switches(config: Config, where: str) -> None:
             raise ConfigError(f"{where}: [run] compile cannot look into [model] {key}; switch one of the two off")
 
 
+def _check_translation(translation: Translation, where: str) -> None:
+    _one_of(translation.method, TRANSLATIONS, f"{where} method")
+    _at_least(translation.styles, 0, f"{where} styles")
+    _within(translation.beta, 0.5, f"{where} beta")
+    _within(translation.probability, 1, f"{where} probability")
+
+
+def _check_cyclegan(settings: CycleGANSettings, where: str) -> None:
+    for key in ("num_steps", "save_every", "batch_size", "width", "discriminator_width"):
+        _at_least(getattr(settings, key), 1, f"{where} {key}")
+    for key in ("blocks", "pool", "learning_rate", "lambda_cycle", "lambda_identity", "lambda_semantic"):
+        _at_least(getattr(settings, key), 0, f"{where} {key}")
+    _check_size(settings.crop, f"{where} crop")
+
+
 def _check_stage(stage: Stage, where: str) -> None:
     _one_of(stage.statistics, STATISTICS, f"{where} statistics")
     _one_of(stage.optimizer, OPTIMIZERS, f"{where} optimizer")
     _one_of(stage.aim, AIM, f"{where} aim")
     _one_of(stage.isia, ISIA, f"{where} isia")
     _one_of(stage.label_map, LABEL_MAPS, f"{where} label_map")
-    for key in ("num_steps", "batch_size", "iter_size", "save_pred_every", "num_prototype", "instances"):
+    for key in ("num_steps", "batch_size", "iter_size", "save_pred_every", "num_prototype", "instances", "mask_block"):
         _at_least(getattr(stage, key), 1, f"{where} {key}")
     for key in NOT_NEGATIVE:
         _at_least(getattr(stage, key), 0, f"{where} {key}")
+    for key in ("teacher_momentum", "teacher_threshold", "mask_ratio"):
+        _within(getattr(stage, key), 1, f"{where} {key}")
     _at_least(stage.num_steps, stage.num_steps_stop, f"{where} num_steps (num_steps_stop)")
     for term, modes in (("separation", ("paper", "released")), ("aggregation", ("paper",))):
         if getattr(stage.weights, term) and stage.isia not in modes:
@@ -365,6 +467,11 @@ def _check_stage(stage: Stage, where: str) -> None:
 def _one_of(value: str, choices: Sequence[str], where: str) -> None:
     if value not in choices:
         raise ConfigError(f"{where} is {value!r}; choose one of {', '.join(choices)}{nearest(value, choices)}")
+
+
+def _within(value: float, most: float, where: str) -> None:
+    if not 0 <= value <= most:
+        raise ConfigError(f"{where} must lie in 0..{most}, not {value}")
 
 
 def _at_least(value: float, least: float, where: str) -> None:
@@ -386,6 +493,8 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
             name = unknown[0].split("=")[0]
+            if not name.startswith("-") and not all(action.option_strings for action in self._actions):
+                self.error(f"unexpected {name}: what is no flag stands together, before or after the flags")
             self.error(f"unknown argument {name}{nearest(name, flags)}; --help lists them all")
         return known
 

@@ -20,11 +20,24 @@ from torch.profiler import record_function
 
 from model.bafft import BAFFT, TARGET_LOSSES, View, needs_alignment
 from model.deeplab import SegmentationNetwork, SegOutput, frozen_statistics
+from model.extras.entropy import entropy
+from model.extras.lessons import (
+    EXTRA_LOSSES,
+    LESSON_LOSSES,
+    Labelled,
+    LessonSettings,
+    draws,
+    lesson_loss,
+    lessons,
+)
+from model.extras.teacher import PseudoLabels, Teacher, confident
 from model.regions import IGNORE
 from utils.checkpoint import require_keys, restore_rng, rng_state
 from utils.config import Stage
 from utils.inference import upsample
 from utils.log import progress
+from utils.nonfinite import is_bad, remembered
+from utils.pseudo_label import labels_with_confidence
 from utils.runtime import autocast, loss_scaler, prefetch
 
 Losses = dict[str, Tensor]
@@ -40,6 +53,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     optimizer_d: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    teacher: Teacher | None = None
     step: int = 0
     best: float = -math.inf
     best_step: int = 0
@@ -54,6 +68,7 @@ class TrainState:
                 method.discriminator.parameters(), lr=stage.learning_rate_d, betas=(0.9, 0.99), fused=fuses(device)
             ),
             scaler=loss_scaler(device, precision),
+            teacher=Teacher(method.network, momentum=stage.teacher_momentum) if needs_teacher(stage) else None,
         )
 
     @property
@@ -71,6 +86,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "optimizer_d": self.optimizer_d.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "teacher": self.teacher.state_dict() if self.teacher else None,
             "rng": rng_state(),
             "step": self.step,
             "best": self.best,
@@ -88,6 +104,10 @@ class TrainState:
         _restore(self.optimizer, state["optimizer"])
         _restore(self.optimizer_d, state["optimizer_d"])
         self.scaler.load_state_dict(state["scaler"])
+        if (self.teacher is None) != (state["teacher"] is None):
+            raise ValueError("one of the two runs has a teacher, the other has none")
+        if self.teacher:
+            self.teacher.load_state_dict(state["teacher"])
         self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]
         restore_rng(state["rng"])
 
@@ -113,6 +133,11 @@ def fuses(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def needs_teacher(stage: Stage) -> bool:
+    """Whether any loss of the stage is made from a teacher's labels."""
+    return any(getattr(stage.weights, name) for name in LESSON_LOSSES)
+
+
 def network_optimizer(network: SegmentationNetwork, stage: Stage) -> torch.optim.Optimizer:
     """SGD with momentum as released, or AdamW, which gets a network from scratch off the ground in fewer updates.
 
@@ -132,6 +157,8 @@ def network_optimizer(network: SegmentationNetwork, stage: Stage) -> torch.optim
 class Recipe:
     """How an update is made: loss weights by name, whose images move the batch-norm statistics, precision.
 
+    lessons: how a teacher's labels are made to lessons; seed: of their random draws.
+    skip_nonfinite: leave out an update with a number that is none; to know it the host waits once more.
     part: scope around each named part of an update; a range in torch's profiler unless somebody wants to time them.
     """
 
@@ -139,6 +166,9 @@ class Recipe:
     statistics: str
     precision: str
     normalize: Callable[[Tensor], Tensor]
+    lessons: LessonSettings = field(default_factory=LessonSettings)
+    seed: int = 0
+    skip_nonfinite: bool = False
     part: Callable[[str], contextlib.AbstractContextManager] = record_function
     active: frozenset[str] = field(init=False)
 
@@ -148,7 +178,7 @@ class Recipe:
     @staticmethod
     def needs_target(weights: Mapping[str, float], statistics: str) -> bool:
         """Whether target images go through the network at all: a source-only run never touches them."""
-        return statistics != "source" or any(weights[name] for name in TARGET_LOSSES)
+        return statistics != "source" or any(weights[name] for name in (*TARGET_LOSSES, *EXTRA_LOSSES))
 
 
 def train_step(state: TrainState, recipe: Recipe, batches: Sequence[Pair]) -> Losses:
@@ -163,32 +193,42 @@ def train_step(state: TrainState, recipe: Recipe, batches: Sequence[Pair]) -> Lo
         batches = on_device(batches, state.device)
         source_pixels, target_pixels = (_labelled_pixels(side) for side in zip(*batches, strict=True))
     share = 1 / len(batches)
+    undo = remembered(state.method) if recipe.skip_nonfinite else None
     total: Losses = {}
     state.optimizer.zero_grad(set_to_none=True)
     state.optimizer_d.zero_grad(set_to_none=True)
-    for source, target in batches:
+    for pair, (source, target) in enumerate(batches):
         losses, source_log, view = _source_part(state, recipe, source, pixels=source_pixels)
         if target is not None:
             target_losses, probabilities = _target_part(
                 state, recipe, target, source=view, pixels=target_pixels, share=share
             )
-            losses |= target_losses
+            losses |= target_losses | _lesson_part(state, recipe, source, target, share=share, pair=pair)
             if probabilities is not None:
                 losses |= _discriminator_part(state, recipe, source_log, probabilities, share=share)
         for name, loss in losses.items():
             total[name] = total.get(name, 0.0) + loss.detach()
+    if undo is not None and is_bad(total, state.method, scaled=state.scaler.is_enabled()):
+        undo()
+        return total
     if recipe.active:  # else only statistics move, and a scaler that has scaled nothing refuses to step
         with recipe.part("optimisers"):
             _step(state, recipe)
+    if state.teacher is not None:
+        with recipe.part("teacher"):
+            state.teacher.follow(state.method.network)
     return total
 
 
 def on_device(batches: Sequence[Pair], device: torch.device) -> Sequence[Pair]:
-    """The batches with images (uint8) and labels on the device; from pinned memory without waiting for the copy."""
+    """The batches with images (uint8) and labels on the device; from pinned memory without waiting for the copy.
+
+    Labels travel as bytes and become int64, which the losses need, once they are there.
+    """
 
     def move(batch: Any) -> Any:
         images, labels = (part.to(device, non_blocking=True) for part in (batch.images, batch.labels))
-        return batch._replace(images=images, labels=labels)
+        return batch._replace(images=images, labels=labels.to(torch.int64))
 
     return [(move(source), target and move(target)) for source, target in batches]
 
@@ -231,7 +271,9 @@ def _target_part(
     Returns the losses and, if there is an adversary, the probabilities (B, C, H, W), detached: the same that it saw.
     """
     method, active = state.method, recipe.active
-    with torch.set_grad_enabled(bool(active & set(TARGET_LOSSES))):  # without a loss only the statistics are wanted
+    with torch.set_grad_enabled(
+        bool(active & {*TARGET_LOSSES, "entropy"})
+    ):  # without a loss only the statistics are wanted
         output, log_probabilities = _forward(method, recipe, batch, domain="target")
     losses: Losses = {}
     probabilities = None
@@ -239,6 +281,9 @@ def _target_part(
         with recipe.part("alignment"):
             target = method.view_target(output, batch.labels)
             losses |= {name: share * loss for name, loss in _alignment(method, active, source, target).items()}
+    if "entropy" in active:
+        with recipe.part("entropy"):
+            losses["entropy"] = share * entropy(log_probabilities)
     if "pseudo" in active:
         with recipe.part("target cross-entropy"):
             losses["pseudo"] = method.segmentation_loss(log_probabilities, batch.labels, pixels=pixels)
@@ -271,12 +316,48 @@ def _discriminator_part(
     return losses
 
 
+def _lesson_part(state: TrainState, recipe: Recipe, source: Any, target: Any, *, share: float, pair: int) -> Losses:
+    """What the teacher has to say of the target: for each lesson a forward pass, its loss, backward."""
+    if state.teacher is None:
+        return {}
+    with recipe.part("teacher"):
+        pseudo = _teachers_labels(state.teacher, recipe, target.images)
+    losses: Losses = {}
+    for lesson in lessons(
+        recipe.active,
+        Labelled(source.images, source.labels),
+        target.images,
+        pseudo,
+        num_classes=state.method.network.num_classes,
+        settings=recipe.lessons,
+        generator=draws(recipe.seed, state.step, pair),
+    ):
+        _, log_probabilities = _forward(state.method, recipe, lesson, domain="lesson")
+        with recipe.part("lesson cross-entropy"):
+            loss = {lesson.name: share * lesson_loss(log_probabilities, lesson)}
+        with recipe.part("lesson backward"):
+            _backward(state, recipe, loss)
+        losses |= loss
+    return losses
+
+
+@torch.no_grad()
+def _teachers_labels(teacher: Teacher, recipe: Recipe, images: Tensor) -> PseudoLabels:
+    """Of target images (B, 3, H, W) uint8, as the spec makes pseudo labels: softmax, then upsampled (3.6)."""
+    with autocast(images.device, recipe.precision):
+        logits = teacher(recipe.normalize(images).contiguous(memory_format=torch.channels_last)).logits
+    found = [labels_with_confidence(scores.float().softmax(dim=0), images.shape[-2:]) for scores in logits]
+    confidence, labels = (torch.stack(maps) for maps in zip(*found, strict=True))
+    return confident(confidence, labels.to(torch.int64), threshold=recipe.lessons.threshold)
+
+
 def _forward(method: BAFFT, recipe: Recipe, batch: Any, *, domain: str) -> tuple[SegOutput, Tensor]:
     """Network output, and log probabilities (B, C, H, W) at input size in float32: the one softmax of that size.
 
-    The batch moves the running statistics if `recipe.statistics` names its domain, or both.
+    The batch moves the running statistics if `recipe.statistics` names its domain, or both; a lesson never does.
     """
-    still = recipe.statistics not in (domain, "both")
+    moving = ("source", "target") if recipe.statistics == "both" else (recipe.statistics,)
+    still = domain not in moving
     with recipe.part(f"{domain} forward"):
         images = recipe.normalize(batch.images).contiguous(memory_format=torch.channels_last)
         statistics = frozen_statistics(method.network) if still else contextlib.nullcontext()
@@ -333,7 +414,8 @@ def fit(
     """Train from `state.step` to the stage's last step: the main loop of both stages.
 
     batches: one element per update. on_update gets every update's batches, losses and learning rates and returns what
-    the progress bar shows; on_snapshot is called every `save_pred_every` updates and after the last.
+    the progress bar shows, or raises to end the run; on_snapshot is called every `save_pred_every` updates and after the
+    last.
     """
     state.method.train()
     moved = prefetch(batches, partial(on_device, device=state.device), state.device)

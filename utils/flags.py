@@ -22,7 +22,7 @@ import tomli
 from utils.config import DEFAULT_CONFIG, Config, ConfigError, Parser, build_config, nearest, override, read_config
 
 
-def _size(text: str) -> list[int]:
+def width_height(text: str) -> list[int]:
     """`W,H` as two whole numbers."""
     try:
         width, height = (int(side) for side in text.split(","))
@@ -31,9 +31,18 @@ def _size(text: str) -> list[int]:
     return [width, height]
 
 
+def _numbers(text: str) -> list[float]:
+    """`X,X,...` as numbers."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form X,X,...") from None
+
+
 @dataclass(frozen=True)
 class Flag:
-    """A flag that sets one key. In `path`, `{section}` stands for the script's own section of the configuration."""
+    """A flag that sets one key. In `path`, `{section}` stands for the script's own section of the configuration. One of
+    type bool is a switch, `--name` or `--no-name`."""
 
     name: str
     path: str
@@ -52,11 +61,11 @@ TRAINING = (
     *SHARED,
     Flag("--data-dir", "source.root", str, "root folder of the source"),
     Flag("--data-list", "source.train_list", str, "list of source images"),
-    Flag("--input-size", "source.size", _size, "size of source images, W,H"),
+    Flag("--input-size", "source.size", width_height, "size of source images, W,H"),
     Flag("--data-dir-target", "target.root", str, "root folder of the target"),
     Flag("--data-list-target", "target.train_list", str, "list of target training images"),
     Flag("--data-list-target-test", "target.val_list", str, "list of target validation images"),
-    Flag("--input-size-target", "target.size", _size, "size of target images, W,H"),
+    Flag("--input-size-target", "target.size", width_height, "size of target images, W,H"),
     Flag("--set", "{section}.split", str, "split of the target to train on"),
     Flag("--batch-size", "{section}.batch_size", int),
     Flag("--iter-size", "{section}.iter_size", int, "batches accumulated per update"),
@@ -74,11 +83,22 @@ TRAINING = (
     Flag("--num-prototype", "{section}.num_prototype", int, "bank slots per stuff class, x10 per thing class"),
     Flag("--save-pred-every", "{section}.save_pred_every", int, "updates between snapshots and validations"),
     Flag("--snapshot-dir", "{section}.snapshot_dir", str, "folder of the run"),
+    Flag("--translation", "translation.method", str, "none, or source images in the target's style: fda, lab"),
     Flag("--ssl-target-dir", "{section}.pseudo_labels", str, "folder of pseudo labels"),
     Flag("--log-dir", "run.log_dir", str, "folder of TensorBoard files"),
+    Flag("--random-mirror", "{section}.random_mirror", bool),
+    Flag("--random-scale", "{section}.random_scale", bool),
+    Flag("--compile", "run.compile", bool),
+    Flag("--deterministic", "run.deterministic", bool),
+    Flag("--keep", "{section}.keep", int, "latest snapshots that stay on the disk; 0: all"),
+)
+VIEWS = (
+    Flag("--scales", "{section}.scales", _numbers, "average the probabilities at these multiples of the input size"),
+    Flag("--flip", "{section}.flip", bool, "average with the mirror image, too"),
 )
 PREDICTION = (
     *SHARED,
+    *VIEWS,
     Flag("--data-dir", "target.root", str, "root folder of the target"),
     Flag("--set", "{section}.split", str, "split of the target"),
     Flag("--save", "{section}.save", str, "output folder"),
@@ -87,21 +107,38 @@ EVALUATION = (
     *PREDICTION,
     Flag("--label-ids", "{section}.label_ids", str, "folder for PNGs of official label ids, too"),
 )
-SWITCHES = {  # on/off flags of the training scripts
-    "--random-mirror": "{section}.random_mirror",
-    "--random-scale": "{section}.random_scale",
-    "--compile": "run.compile",
-}
+_ALIKE = (
+    *("--random-seed", "--num-workers", "--precision", "--log-dir", "--snapshot-dir", "--random-mirror"),
+    *("--data-dir", "--data-list", "--input-size", "--data-dir-target", "--data-list-target", "--input-size-target"),
+    *("--batch-size", "--learning-rate", "--num-steps"),
+)
+TRANSLATING = (  # many as in training, where the section's own mean the training of a translator
+    *(flag for flag in TRAINING if flag.name in _ALIKE),
+    Flag("--segmenter", "{section}.segmenter", str, "weights for the semantic loss: a file or a run folder"),
+    Flag("--beta", "translation.beta", float, "share of the frequencies that fda exchanges"),
+    Flag("--styles", "translation.styles", int, "target images that fda and lab take styles from; 0: all"),
+)
+PICTURES = (
+    *VIEWS,
+    Flag("--precision", "run.precision", str, "fp32, fp16 or bf16"),
+    Flag("--model", "model.name", str, "name of the network, for weights that do not tell"),
+    Flag("--restore-from", "{section}.restore_from", str, "weights: a file or a run folder"),
+    Flag("--save", "{section}.save", str, "output folder"),
+)
 OPT_LEVELS = {"O0": "fp32", "O1": "fp16", "O2": "fp16", "O3": "fp16"}  # of apex, whose own amp is retired
-METAVARS: dict[Any, str] = {int: "N", float: "X", _size: "W,H"}
-SHARED_SECTIONS = ("source", "target", "classes", "model", "run")  # what every script of a pipeline must agree on
+METAVARS: dict[Any, str] = {int: "N", float: "X", width_height: "W,H", _numbers: "X,X"}
+# What every script of a pipeline must agree on.
+SHARED_SECTIONS = ("source", "target", "classes", "model", "translation", "run")
+Recorded = Callable[[str], tuple[str, dict[str, Any]] | None]
+"""Weights file or run folder -> the configuration that travels with it, after a file that holds it, or ""."""
 REPORTS = ("json", "csv", "markdown")  # flags that name a file of results
 WITHOUT_EFFECT = ("--target", "--is-training", "--not-restore-last", "--save-num-images")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What only the command line says. notes: lines for the user about flags; name: the configuration's.
+    """What only the command line says. notes: lines for the user about flags; name: the configuration's; config_path:
+    its file, "" where it came with the weights alone.
 
     base: the configuration's content before the flags; changes: path -> value of every setting that the command line
     changed; both for the command that comes next.
@@ -124,10 +161,13 @@ def parse(
     section: str | Sequence[str],
     flags: Sequence[Flag],
     extend: Callable[[Parser], None] | None = None,
+    recorded: Recorded | None = None,
 ) -> tuple[Config, Options]:
     """Configuration and options from a command line; ConfigError for the user's mistakes.
 
     section: the script's own section of the configuration; flags of a script that concerns several set them all.
+    recorded: gives the configuration that travels with the weights which the section would restore, or None; it stands
+    in for the default one where the command line names none.
     """
     sections = (section,) if isinstance(section, str) else tuple(section)
     parser = _parser(description, flags)
@@ -135,18 +175,19 @@ def parse(
         extend(parser)
     arguments = parser.parse_args(argv)
     _take_positional_config(arguments)
-    base = read_config(arguments.config)
-    data = copy.deepcopy(base)
     changes = _changes(arguments, flags, sections)
+    base, notes = _base(arguments, changes, sections[0], recorded)
+    where = str(arguments.config) or "the configuration recorded with the weights (name another with --config)"
+    data = copy.deepcopy(base)
     for path, value in changes.items():
         override(data, path, value)
     if getattr(arguments, "data_list", None) is not None:
         (own,) = sections
-        split = getattr(build_config(data, where=str(arguments.config)), own).split
+        split = getattr(build_config(data, where=where), own).split
         changes[f"target.{split}_list"] = arguments.data_list
         override(data, f"target.{split}_list", arguments.data_list)
     name = Path(arguments.config).stem
-    config = hand_over(build_config(data, where=str(arguments.config)), name)
+    config = hand_over(build_config(data, where=where), name)
     _check_ignore_label(arguments)
     _check_outputs(arguments)
     options = Options(
@@ -154,12 +195,32 @@ def parse(
         config_path=str(arguments.config),
         continue_train=getattr(arguments, "continue_train", False),
         json=arguments.json,
-        notes=_notes(arguments),
+        notes=(*_notes(arguments), *notes),
         base=base,
         changes=changes,
         arguments=arguments,
     )
     return config, options
+
+
+def _base(
+    arguments: argparse.Namespace, changes: Mapping[str, Any], section: str, recorded: Recorded | None
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The configuration below the flags, and a note where no file is named; then `arguments.config` names it."""
+    if arguments.config is not None:
+        return read_config(arguments.config), ()
+    arguments.config = str(DEFAULT_CONFIG)
+    default = read_config(DEFAULT_CONFIG)
+    if recorded is None:
+        return default, ()
+    settings = hand_over(build_config(default, where=arguments.config), DEFAULT_CONFIG.stem)
+    restore_from = changes.get(f"{section}.restore_from", getattr(settings, section).restore_from)
+    found = recorded(restore_from)
+    if found is None:
+        return default, ()
+    arguments.config, data = found
+    override(data, f"{section}.restore_from", restore_from)
+    return data, (f"no --config: as recorded with the weights in {restore_from}",)
 
 
 def next_command(
@@ -181,10 +242,17 @@ def next_command(
     words = ["python", *script, "--config", options.config_path]
     for path, value in {**shared, **handed}.items():
         if path in spelled:
-            words += [spelled[path].name, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+            words += _spelled(spelled[path], value)
         else:
             words += ["--override", f"{path}={json.dumps(value)}"]
     return shlex.join(words)
+
+
+def _spelled(flag: Flag, value: Any) -> list[str]:
+    """The words that set a flag."""
+    if flag.type is bool:
+        return [flag.name if value else flag.name.replace("--", "--no-", 1)]
+    return [flag.name, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
 
 
 def _lookup(config: Config, path: str) -> Any:
@@ -218,12 +286,15 @@ def hand_over(config: Config, name: str) -> Config:
         prefix=config.step2.prefix or prefix,
         pseudo_labels=config.step2.pseudo_labels or pseudo.save,
     )
+    cyclegan = dataclasses.replace(config.cyclegan, snapshot_dir=config.cyclegan.snapshot_dir or str(runs / "cyclegan"))
     evaluate = dataclasses.replace(
         config.evaluate,
         restore_from=config.evaluate.restore_from or step2.snapshot_dir,
         save=config.evaluate.save or str(runs / "predictions"),
     )
-    return dataclasses.replace(config, step1=step1, pseudo_label=pseudo, step2=step2, evaluate=evaluate)
+    return dataclasses.replace(
+        config, cyclegan=cyclegan, step1=step1, pseudo_label=pseudo, step2=step2, evaluate=evaluate
+    )
 
 
 def report_files(parser: Parser) -> None:
@@ -234,7 +305,7 @@ def report_files(parser: Parser) -> None:
 
 def _parser(description: str, flags: Sequence[Flag]) -> Parser:
     parser = Parser(description=description)
-    parser.add_argument("--config", default=str(DEFAULT_CONFIG), help="TOML file (default: GTA5 -> Cityscapes)")
+    parser.add_argument("--config", help="TOML file (default: GTA5 -> Cityscapes)")
     parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE", help="any key, e.g. run.seed=1")
     parser.add_argument("--json", default="", metavar="FILE", help="write the result as JSON, too")
     parser.add_argument("--cpu", action="store_true", help="run on the CPU")
@@ -245,18 +316,24 @@ def _parser(description: str, flags: Sequence[Flag]) -> Parser:
     parser.add_argument("--ignore-label", type=int, help="checked: always 255")
     parser.add_argument("--devkit_dir", help="its info.json is checked against [target] ids")
     for flag in flags:
-        kind = METAVARS.get(flag.type, "TEXT")
-        parser.add_argument(flag.name, dest=_destination(flag.name), type=flag.type, metavar=kind, help=flag.help)
-    if flags is TRAINING:
+        add_flag(parser, flag, _destination(flag.name))
+    if flags in (TRAINING, TRANSLATING):
         parser.add_argument("--continue-train", action="store_true", help="go on from last.pt of the run folder")
         parser.add_argument("--tensorboard", action=argparse.BooleanOptionalAction, default=None)
-        for name in SWITCHES:
-            parser.add_argument(name, dest=_destination(name), action=argparse.BooleanOptionalAction, default=None)
-    else:
+    elif flags is not PICTURES:
         parser.add_argument("--data-list", help="list of target images")
     for name in WITHOUT_EFFECT:
         parser.add_argument(name, dest=_destination(name), nargs="?", const="", help=argparse.SUPPRESS)
     return parser
+
+
+def add_flag(parser: argparse.ArgumentParser, flag: Flag, destination: str) -> None:
+    """Let a parser know a flag; what it does where the flag is not given is the parser's `argument_default`."""
+    if flag.type is bool:
+        parser.add_argument(flag.name, dest=destination, action=argparse.BooleanOptionalAction, help=flag.help)
+    else:
+        kind = METAVARS.get(flag.type, "TEXT")
+        parser.add_argument(flag.name, dest=destination, type=flag.type, metavar=kind, help=flag.help)
 
 
 def add_positional_config(parser: argparse.ArgumentParser) -> None:
@@ -268,7 +345,7 @@ def _take_positional_config(arguments: argparse.Namespace) -> None:
     given = getattr(arguments, "positional_config", None)
     if given is None:
         return
-    if arguments.config != str(DEFAULT_CONFIG):
+    if arguments.config is not None:
         raise ConfigError(f"two configurations are given, {given} and --config {arguments.config}; give one")
     arguments.config = given
 
@@ -279,7 +356,7 @@ def _destination(flag: str) -> str:
 
 def _changes(arguments: argparse.Namespace, flags: Sequence[Flag], sections: Sequence[str]) -> dict[str, Any]:
     """Path -> value of every setting that the flags change; `--override` has the last word."""
-    paths = {flag.name: flag.path for flag in flags} | SWITCHES
+    paths = {flag.name: flag.path for flag in flags}
     given = {path: getattr(arguments, _destination(name), None) for name, path in paths.items()}
     given["run.device"] = _device(arguments)
     given["run.precision"] = _precision(arguments)
@@ -287,7 +364,7 @@ def _changes(arguments: argparse.Namespace, flags: Sequence[Flag], sections: Seq
     given["model.download"] = arguments.download or None
     said = {path: value for path, value in given.items() if value is not None}
     changes = {path.format(section=section): value for path, value in said.items() for section in sections}
-    return changes | dict(map(_assignment, arguments.override))
+    return changes | dict(map(assignment, arguments.override))
 
 
 def _precision(arguments: argparse.Namespace) -> str | None:
@@ -313,7 +390,7 @@ def _device(arguments: argparse.Namespace) -> str | None:
     return "cpu" if arguments.cpu else None if arguments.gpu is None else f"cuda:{arguments.gpu}"
 
 
-def _assignment(text: str) -> tuple[str, Any]:
+def assignment(text: str) -> tuple[str, Any]:
     """Path and value of `KEY=VALUE`; the value is TOML, and text where it is not."""
     key, separator, value = text.partition("=")
     if not separator or not key.strip():

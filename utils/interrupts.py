@@ -1,4 +1,4 @@
-"""Ctrl-C as a way to end a script. Imports nothing: it is wanted before anything heavy is."""
+"""Ctrl-C and SIGTERM as ways to end a script. Imports nothing: it is wanted before anything heavy is."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import FrameType
 
 INTERRUPTED = 130  # as a shell counts it: 128 + SIGINT
@@ -37,6 +38,49 @@ def interruptible() -> Iterator[None]:
     finally:
         if ours and signal.getsignal(signal.SIGINT) is _first:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@dataclass
+class Request:
+    """Whether the process has been asked to end. signal: 0, or the number of the signal that came last; times: how
+    many came."""
+
+    signal: int = 0
+    times: int = 0
+
+    def take(self, number: int, frame: FrameType | None) -> None:
+        """The handler of a signal: the third one leaves at once."""
+        self.signal, self.times = number, self.times + 1
+        if self.times == 3:
+            os.write(2, b"interrupted\n")
+            os._exit(exit_code(number))
+
+
+def exit_code(number: int) -> int:
+    """What a process that a signal ended exits with, as a shell counts it: 130 for Ctrl-C, 143 for SIGTERM."""
+    return 128 + number
+
+
+@contextlib.contextmanager
+def postponed() -> Iterator[Request]:
+    """Ctrl-C and SIGTERM within end nothing: whoever works here looks at the request and ends when it suits.
+
+    Signals that the process ignores, or that somebody else handles, stay as they are, and outside of the main thread
+    all of them.
+    """
+    request = Request()
+    ours = (_first, signal.default_int_handler, signal.SIG_DFL)
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    taken = {number: handler for number, handler in found.items() if handler in ours}
+    if threading.current_thread() is not threading.main_thread():
+        taken = {}
+    for number in taken:
+        signal.signal(number, request.take)
+    try:
+        yield request
+    finally:
+        for number, handler in taken.items():
+            signal.signal(number, handler)
 
 
 def _first(number: int, frame: FrameType | None) -> None:

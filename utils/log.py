@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils.files import atomic_write
+from utils.files import atomic_write, errors_naming
 
 _MANIFEST_PACKAGES = (
     "torch",
@@ -44,7 +44,8 @@ class RunLog:
 
     `names` are the class names, used to write out per-class vectors. Without `resume_step` the run is a new
     one and its log starts empty. With it, what an interrupted run wrote beyond that step is dropped, since
-    those steps run again. A context manager; LogError when TensorBoard is wanted and not installed.
+    those steps run again, and what it wrote beyond its first `resume_lines`. `lines`: how many there are now.
+    A context manager; LogError when TensorBoard is wanted and not installed.
     """
 
     def __init__(
@@ -54,14 +55,16 @@ class RunLog:
         names: Sequence[str] = (),
         tensorboard: bool = True,
         resume_step: int | None = None,
+        resume_lines: int | None = None,
         board_folder: str | os.PathLike[str] | None = None,
     ) -> None:
-        path = Path(folder) / "log.jsonl"
+        path = self._path = Path(folder) / "log.jsonl"
         self._names = tuple(names)
         last_step = -1 if resume_step is None else resume_step
         board = Path(board_folder) if board_folder else Path(folder) / "tensorboard"
         self._board = _open_board(board, last_step + 1) if tensorboard else None
-        kept = _lines_until(path, last_step)
+        kept = _lines_until(path, last_step)[:resume_lines]
+        self.lines = len(kept)
         with atomic_write(path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
@@ -72,8 +75,11 @@ class RunLog:
         A vector with one entry per class becomes the numbers `key/class name`.
         """
         flat = self._flatten(values)
-        self._file.write(json.dumps({"step": int(step), **flat}, allow_nan=False, ensure_ascii=False) + "\n")
-        self._file.flush()
+        line = json.dumps({"step": int(step), **flat}, allow_nan=False, ensure_ascii=False) + "\n"
+        with errors_naming(self._path):
+            self._file.write(line)
+            self._file.flush()
+        self.lines += 1
         if self._board is not None:
             for key, value in flat.items():
                 if value is not None:
@@ -97,7 +103,8 @@ class RunLog:
 
     def close(self) -> None:
         """Flush and close both logs."""
-        self._file.close()
+        with errors_naming(self._path):
+            self._file.close()
         if self._board is not None:
             self._board.close()
 
@@ -151,6 +158,7 @@ def progress(
     initial: int = 0,
     description: str | None = None,
     unit: str = "it",
+    shown: bool = True,
 ) -> tqdm:
     """A tqdm bar with the time left, on standard error; plain and rare lines where that is no terminal."""
     watched = sys.stderr.isatty()
@@ -160,6 +168,7 @@ def progress(
         initial=initial,
         desc=description,
         unit=unit,
+        disable=not shown,
         dynamic_ncols=watched,
         ascii=not watched,
         mininterval=0.5 if watched else _QUIET_INTERVAL,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import random
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +17,13 @@ from torch import nn
 
 from utils.config import ConfigError
 from utils.interrupts import interruptible
+from utils.nonfinite import NonFiniteError
 
+MEMORY_HELP = (
+    "what needs less: a smaller batch_size with a larger iter_size, a smaller size of [source] and [target], "
+    "--precision bf16 or fp16, [model] checkpointing = true, output_stride = 16"
+)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, or what one file may take
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 Item = TypeVar("Item")
@@ -44,10 +52,16 @@ def loss_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
-def tune_kernels(device: torch.device) -> None:
-    """Let cuDNN measure its algorithms once for each shape: every image of a run has one of few sizes."""
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
+def tune_kernels(device: torch.device, *, deterministic: bool = False) -> None:
+    """Let cuDNN measure its algorithms once for each shape: every image of a run has one of few sizes.
+
+    deterministic: only kernels whose sums have one order, chosen without measuring. Before the first use of CUDA.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS as it starts
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not deterministic
 
 
 def compile_network(network: nn.Module, device: torch.device, *, backend: str = "inductor") -> None:
@@ -112,11 +126,24 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def launch(main: Callable[[Sequence[str] | None], None], mistakes: tuple[type[Exception], ...]) -> None:
-    """Run a script's main and leave: 0, or 2 with one clear line for a user's mistake, 130 for Ctrl-C, or 1 with a
-    traceback."""
+    """Run a script's main and leave: 0, or 2 with one clear line for a user's mistake, a full disk or too little
+    memory, 1 with one for numbers that are none, 130 for Ctrl-C, or 1 with a traceback."""
     with interruptible():
         try:
             main(None)
         except mistakes as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
+            _leave(2, str(error))
+        except NonFiniteError as error:
+            _leave(1, str(error))
+        except torch.OutOfMemoryError as error:
+            reason = ". ".join(str(error).split(". ")[:2])  # what was wanted; the rest is about the allocator
+            _leave(2, f"{reason}; {MEMORY_HELP} (docs/performance.md)")
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            _leave(2, f"{error.filename or 'a file'} cannot be written: {error.strerror}; make room and start again")
+
+
+def _leave(code: int, reason: str) -> NoReturn:
+    print(f"error: {reason}", file=sys.stderr)
+    raise SystemExit(code) from None

@@ -6,17 +6,19 @@ A stage is data: the two differ in weights, modes and where the target's labels 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import math
+import shlex
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import tomli_w
 import torch
 
+from dataset.corpora import number_of
 from dataset.labels import ClassTable
 from dataset.loading import BatchLoader
 from dataset.segmentation import SegmentationDataset
@@ -24,15 +26,23 @@ from dataset.transforms import Normalize
 from model.weight_files import first_line
 from model.weights import Report, write_weights
 from utils import build
-from utils.checkpoint import CheckpointError, load_state, save_state
+from utils.checkpoint import CheckpointError, load_last, save_last
 from utils.config import Config, ConfigError, Stage
 from utils.engine import Losses, Pair, Recipe, TrainState, fit
-from utils.files import atomic_write
+from utils.files import atomic_write, names_and_sizes
 from utils.flags import PREDICTION, Options, next_command
+from utils.guard import Guard
 from utils.inference import predict
+from utils.inspection import Diagnosis
+from utils.interrupts import Request, exit_code, postponed
+from utils.lock import only_one
 from utils.log import RunLog, say, write_json, write_manifest
 from utils.metrics import ConfusionMatrix, iou_array
+from utils.reporting import report_at_end
+from utils.resume import changes, refusals
+from utils.run_folder import CONFUSION
 from utils.runtime import compile_network, peak_memory_mb, pick_device, seed_everything, tune_kernels
+from utils.snapshots import disk_use, drop_old
 from utils.strips import class_map
 from utils.tables import format_table
 
@@ -41,7 +51,14 @@ NEXT = {"step1": ("Generate_Pseudo_Label.py", "pseudo_label"), "step2": ("evalua
 
 
 def run_stage(config: Config, options: Options, section: str) -> dict[str, Any]:
-    """Train `[step1]` or `[step2]`; returns the summary of the run, which --json writes, too."""
+    """Train `[step1]` or `[step2]`, alone in the run's folder; returns the summary of the run, which --json writes,
+    too."""
+    folder = getattr(config, section).snapshot_dir
+    with only_one(folder, "wait for its end, or choose another --snapshot-dir"):
+        return _train(config, options, section)
+
+
+def _train(config: Config, options: Options, section: str) -> dict[str, Any]:
     stage: Stage = getattr(config, section)
     build.say_notes(config, options)
     if f"{section}.pseudo_labels" in options.changes and not build.wants_pseudo_labels(stage):
@@ -58,24 +75,39 @@ def run_stage(config: Config, options: Options, section: str) -> dict[str, Any]:
         validation = build.validation_loader(config, classes)
         images = validation.images if validation else None
         build.check_data(config, stage, source=source, target=target, validation=images)
+        # Only now: the target images that it reads take their time, and what is wrong with the data is said first.
+        source.translate = build.translator(config, stage, classes, resumed=options.continue_train)
+        source.shows = build.rare_first(config, stage, source, classes, resumed=options.continue_train)
 
     seed_everything(config.run.seed)
-    tune_kernels(device)
+    tune_kernels(device, deterministic=config.run.deterministic)
     # A run that goes on brings its own weights; those it once started from may be gone.
     restore_from = "random" if options.continue_train else stage.restore_from
     network, report = build.network_and_report(config, restore_from, classes, device)
     normalize = build.normalizer(network, config)
-    recipe = Recipe(weights=weights, statistics=stage.statistics, precision=config.run.precision, normalize=normalize)
+    recipe = Recipe(
+        weights=weights,
+        statistics=stage.statistics,
+        precision=config.run.precision,
+        normalize=normalize,
+        lessons=build.lesson_settings(stage),
+        seed=config.run.seed,
+        skip_nonfinite=config.run.nonfinite == "skip",
+    )
     method = build.build_method(network, classes, config, stage, device)
+    diagnosis = Diagnosis.begin(config, stage, classes, network, normalize) if config.run.diagnostics else None
     state = TrainState.fresh(method, stage, device=device, precision=config.run.precision)
+    batches_from = partial(build.training_pairs, stage=stage, source=source, target=target)
     run = TrainingRun(
+        guard=Guard(config=config, folder=Path(stage.snapshot_dir), state=state, batches_from=batches_from),
         config=config,
         section=section,
         state=state,
         classes=classes,
         normalize=normalize,
         validation=validation,
-        inputs=_inputs(report, source, target),
+        inputs=_inputs(report, source, target) | {"translation": _translation(config, stage, source)},
+        diagnosis=diagnosis,
     )
     if config.run.compile:
         compile_network(network, device)
@@ -89,22 +121,33 @@ def run_stage(config: Config, options: Options, section: str) -> dict[str, Any]:
         names=classes.names,
         tensorboard=config.run.tensorboard,
         resume_step=state.step if options.continue_train else None,
+        resume_lines=run.lines,
         board_folder=config.run.log_dir or None,
     ) as log:
         run.log = log
-        batches = build.training_pairs(config, stage, source, target, start=state.step)
-        fit(state, recipe, stage, batches, on_update=run.update, on_snapshot=run.snapshot)
+        with postponed() as run.request:
+            if run.snapshot_is_due:
+                run.snapshot()
+            batches = batches_from(config, start=state.step)
+            fit(state, recipe, stage, batches, on_update=run.update, on_snapshot=run.snapshot)
     summary = run.finish()
     if options.json:
         write_json(options.json, summary)
+    if config.run.report:  # last: whatever becomes of it, the run is complete
+        report_at_end(run.folder)
     say(f"next: {_next(section, options, stage)}")
     return summary
 
 
 @dataclass(kw_only=True)
 class TrainingRun:
-    """What a run leaves behind: its folder, logs, validation scores and checkpoints."""
+    """What a run leaves behind: its folder, logs, validation scores and checkpoints.
 
+    lines: of the log as the state was saved that is resumed; snapshot_step: the update after which the last snapshot
+    was taken.
+    """
+
+    guard: Guard
     config: Config
     section: str
     state: TrainState
@@ -115,6 +158,16 @@ class TrainingRun:
     log: RunLog | None = None
     scores: dict[str, Any] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
+    request: Request = field(default_factory=Request)
+    lines: int | None = None
+    snapshot_step: int = 0
+    diagnosis: Diagnosis | None = None
+
+    @property
+    def snapshot_is_due(self) -> bool:
+        """Whether the run was interrupted between an update and the snapshot that follows it."""
+        step = self.state.step
+        return step > 0 and self.stage.saves_after(step) and self.snapshot_step != step
 
     @property
     def stage(self) -> Stage:
@@ -129,17 +182,12 @@ class TrainingRun:
     @property
     def meta(self) -> dict[str, Any]:
         """What travels with the weights: where they stand, classes, input statistics, configuration."""
-        classes, normalize = self.classes, self.normalize
+        normalize = self.normalize
         return {
             "architecture": self.state.method.network.architecture(),
             "step": self.state.step,
             "section": self.section,
-            "classes": {
-                "names": list(classes.names),
-                "palette": [list(colour) for colour in classes.palette],
-                "stuff": list(classes.stuff),
-                "things": list(classes.things),
-            },
+            "classes": self.classes.to_mapping(),
             "input": {"order": normalize.order, "mean": list(normalize.mean), "std": list(normalize.std)},
             "config": self.config.to_dict(),
             "initial_weights": self.inputs["weights"],
@@ -149,15 +197,20 @@ class TrainingRun:
         """Say what starts, and write down everything that was decided."""
         for line in report.lines:
             say(line)
-        for domain in ("source", "target"):
-            say(f"{domain}: {_summary(self.inputs[domain])}")
-        say(f"run folder: {self.folder}")
+        say(f"source: {_summary(self.inputs['source'])}, {self.inputs['translation']}")
+        say(f"target: {_summary(self.inputs['target'])}")
+        method = self.state.method
+        disk = disk_use(self.folder, self.stage, method.network, method.discriminator, method)
+        say(f"run folder: {self.folder}; {disk}")
         self._write_config()
 
     def resume(self) -> None:
-        """Go on from `last.pt`. Raises CheckpointError when it is of another network, class table or bank size."""
-        saved = load_state(self.folder / "last.pt")
+        """Go on from `last.pt`. Raises CheckpointError when it is of another network, class table, bank size, or of
+        other images."""
+        saved = load_last(self.folder)
         try:
+            for reason in refusals(saved, self.meta, self.inputs):
+                raise ValueError(reason)
             self.state.load_state_dict(saved)
         except (RuntimeError, KeyError, ValueError) as error:
             reason = first_line(str(error))
@@ -165,41 +218,48 @@ class TrainingRun:
                 f"{self.folder / 'last.pt'} does not fit this configuration ({reason}); continue with the settings in "
                 f"{self.folder / 'config.toml'}, or start in another --snapshot-dir"
             ) from None
-        self.scores = saved["meta"].get("scores", {})
-        self.inputs["weights"] = saved["meta"]["initial_weights"]
-        self.began -= saved["meta"]["seconds"]
+        meta = saved["meta"]
+        self.scores = meta.get("scores", {})
+        self.inputs["weights"] = meta["initial_weights"]
+        self.began -= meta["seconds"]
+        self.lines = meta.get("lines")
+        self.guard.saved_step = self.state.step
+        self.snapshot_step = meta.get("snapshot_step", self.state.step)
+        self.guard.counts |= meta.get("counts", {})
         self._write_config()
-        for change in _changes(saved["meta"]["config"], self.config.to_dict()):
+        for change in changes(meta["config"], self.config.to_dict()):
             say(f"note: differs from the interrupted run: {change}")
         say(f"continuing {self.folder} after {self.state.step} updates")
 
     def update(self, batches: Sequence[Pair], losses: Losses, rates: dict[str, float]) -> str:
-        """Log an update now and then; stop at a loss that is no number, in any case before it is saved."""
-        logged = self.state.step % self.config.run.log_every == 0
-        if not (logged or self.stage.saves_after(self.state.step)):
-            return ""
-        values = {f"loss/{name}": value for name, value in _to_floats(losses).items()}
-        broken = [name for name, value in values.items() if not math.isfinite(value)]
-        if broken:
-            images = ", ".join(name for pair in batches for side in pair if side for name in side.names)
-            raise FloatingPointError(f"{', '.join(broken)} not finite at update {self.state.step}, images {images}")
-        if logged:
-            assert self.log is not None
-            self.log.scalars(self.state.step, values | rates | self._memory())
-        return f"seg {values['loss/seg']:.3f}" + (f", mIoU {self.scores['miou']:.1f}" if self.scores else "")
+        """Log an update now and then; end the run, its state saved, where that was asked for."""
+        step = self.state.step
+        due = step % self.config.run.log_every == 0 or self.stage.saves_after(step)
+        self.guard.see(batches, losses, judge=due or bool(self.request.signal))
+        shown = self._report(losses, rates) if due else ""
+        if self.request.signal:
+            self._save()
+            self._leave()
+        return shown
 
     def snapshot(self) -> None:
         """Validate, then write the weights, the best weights so far, and last the state to resume from."""
         state, stage = self.state, self.stage
+        self.guard.require_finite()
         if self.validation is not None:
             self._validate()
+        if self.diagnosis is not None:
+            self._diagnose(self.diagnosis)
         stem = f"{stage.prefix}_{state.step}"
         self._write_weights(stem)
         if self.scores and self.scores["miou"] > state.best:
             state.best, state.best_step = self.scores["miou"], state.step
             self._write_weights("best")
-        progress = {"scores": self.scores, "seconds": time.monotonic() - self.began}
-        save_state(self.folder / "last.pt", state.state_dict() | {"meta": self.meta | progress})
+        self.snapshot_step = state.step
+        self._save()
+        drop_old(self.folder, stage, state.step)
+        if self.request.signal:
+            self._leave()
 
     def finish(self) -> dict[str, Any]:
         """Write the manifest and say how it went; returns the summary."""
@@ -211,6 +271,7 @@ class TrainingRun:
             "steps": state.step,
             "last": self.scores or None,
             "best_selected_on_target_labels": {"miou": state.best, "step": state.best_step} if self.scores else None,
+            "skipped": self.guard.skipped(),
             "seconds": time.monotonic() - self.began,  # over every interruption
             "peak_memory_mb": peak_memory_mb(device),
         }
@@ -225,6 +286,37 @@ class TrainingRun:
         say(f"{summary['seconds']:.0f} s, peak memory {summary['peak_memory_mb']:.0f} MiB, in {self.folder}")
         return summary
 
+    def _report(self, losses: Losses, rates: dict[str, float]) -> str:
+        """Log an update if it is one of those that are; what the progress bar shows."""
+        values = {f"loss/{name}": value for name, value in _to_floats(losses).items()}
+        if self.state.step % self.config.run.log_every == 0:
+            assert self.log is not None
+            skipped = {f"skipped/{name}": count for name, count in self.guard.skipped().items()}
+            self.log.scalars(self.state.step, values | rates | self._memory() | skipped)
+        return f"seg {values['loss/seg']:.3f}" + (f", mIoU {self.scores['miou']:.1f}" if self.scores else "")
+
+    def _save(self) -> None:
+        """Write the state to resume from."""
+        self.guard.require_finite()
+        assert self.log is not None
+        progress = {
+            "scores": self.scores,
+            "seconds": time.monotonic() - self.began,
+            "inputs": {domain: self.inputs[domain] for domain in ("source", "target")},
+            "lines": self.log.lines,
+            "snapshot_step": self.snapshot_step,
+            "counts": self.guard.counts | self.guard.skipped(),
+        }
+        save_last(self.folder, self.state.state_dict() | {"meta": self.meta | progress})
+        self.guard.saved_step = self.state.step
+
+    def _leave(self) -> NoReturn:
+        """End the process as its signal asked, after the state was saved."""
+        command = ["python", f"train_{self.section}.py", "--config", str(self.folder / "config.toml")]
+        name = signal.Signals(self.request.signal).name
+        say(f"{name}: saved after update {self.state.step}; to go on: {shlex.join([*command, '--continue-train'])}")
+        raise SystemExit(exit_code(self.request.signal))
+
     def _write_config(self) -> None:
         """Everything resolved, in a form that --config takes."""
         with atomic_write(self.folder / "config.toml") as temporary:
@@ -235,12 +327,25 @@ class TrainingRun:
         network = self.state.method.network
         confusion = ConfusionMatrix(self.classes.num_classes)
         for item in predict(network, self.validation, normalize=self.normalize, precision=self.config.run.precision):
+            if self.request.signal:  # a validation may take longer than whoever asks to end will wait
+                self._save()
+                self._leave()
             confusion.update(class_map(item.logits, item.label.shape[-2:]).cpu().numpy(), item.label.numpy())
         build.require_labelled_pixels(confusion, "the labels of target val")
         self.scores = confusion.to_dict(self.classes.names, self.classes.subsets) | {"step": self.state.step}
         say(f"update {self.state.step}: {self.scores['miou']:.2f} mIoU on target val")
         assert self.log is not None
         self.log.scalars(self.state.step, {"miou": self.scores["miou"], "iou": confusion.iou()})
+        matrix = {"step": self.state.step, "classes": self.classes.names, "confusion": confusion.counts}
+        write_json(self.folder / CONFUSION, matrix)
+
+    def _diagnose(self, diagnosis: Diagnosis) -> None:
+        """Log how far classes and domains lie apart; the matrices go to files of their own."""
+        assert self.log is not None
+        measured = diagnosis.measure()
+        self.log.scalars(self.state.step, measured.scalars() | diagnosis.pseudo_scalars())
+        content = {"step": self.state.step, "classes": self.classes.names, **measured.to_dict()}
+        write_json(self.folder / "diagnostics" / f"{self.state.step}.json", content)
 
     def _write_weights(self, stem: str) -> None:
         method = self.state.method
@@ -279,18 +384,28 @@ def _inputs(report: Report, source: SegmentationDataset, target: SegmentationDat
     return {"weights": list(report.lines), **described}
 
 
+def _translation(config: Config, stage: Stage, source: SegmentationDataset) -> str:
+    """How source images come to the network."""
+    if source.translate is None:
+        return "as stored"
+    settings, count = config.translation, len(source.translate.styles)
+    details = [settings.method, f"{number_of(count, 'style')} of target {stage.split}"]
+    if settings.method == "fda":
+        details.insert(1, f"beta {settings.beta:g}")
+    if settings.probability < 1:
+        details.append(f"probability {settings.probability:g}")
+    return f"translated on the fly: {', '.join(details)}"
+
+
 def _describe(dataset: SegmentationDataset) -> dict[str, Any]:
     """Which files a data set is made of; the hash covers their names and sizes, not their contents."""
     files = [path for sample in dataset.samples for path in (sample.image, sample.label) if path is not None]
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
     first = dataset.samples[0]
     return {
         "images": len(dataset),
         "first_image": str(first.image),
         "first_label": None if first.label is None else str(first.label),
-        "sha256_of_names_and_sizes": digest.hexdigest(),
+        "sha256_of_names_and_sizes": names_and_sizes(files),
     }
 
 
@@ -306,22 +421,6 @@ def _to_floats(losses: Losses) -> dict[str, float]:
     """All losses to the host in one transfer."""
     values = torch.stack([torch.as_tensor(value, dtype=torch.float32) for value in losses.values()])
     return dict(zip(losses, values.tolist(), strict=True))
-
-
-def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """`key: old -> new` for every setting that differs, nested keys dotted."""
-    found = []
-    for key in sorted(old.keys() | new.keys()):
-        left, right = old.get(key), new.get(key)
-        if isinstance(left, dict) and isinstance(right, dict):
-            found += _changes(left, right, f"{prefix}{key}.")
-        elif _plain(left) != _plain(right):
-            found.append(f"{prefix}{key}: {left} -> {right}")
-    return found
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _next(section: str, options: Options, stage: Stage) -> str:

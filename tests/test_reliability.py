@@ -1,0 +1,710 @@
+"""When something goes wrong: strange checkpoints, other settings, no numbers, damaged files, full disks, rivals."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dataset.corpora import DataError, Sample
+from dataset.loading import tolerated_files, train_loader
+from dataset.segmentation import SegmentationDataset
+from model.bafft import BAFFT
+from model.weights import WeightsError, read_weights, write_weights
+from tests.test_engine import differences, state_of
+from tests.test_engine import train as train_stage
+from tests.worlds import own_settings, save_png, write_own, write_settings
+from utils import files
+from utils.background import write_png
+from utils.build import MISTAKES
+from utils.checkpoint import LAST, PREVIOUS, CheckpointError, load_last, load_state, save_last, save_state
+from utils.files import atomic_write
+from utils.lock import LOCK, FolderInUseError, only_one
+from utils.log import RunLog, write_json
+from utils.nonfinite import MOST_IN_A_ROW, NonFiniteError, Watch
+from utils.outputs import MARK, unfinished
+from utils.runtime import launch
+
+ROOT = Path(__file__).resolve().parents[1]
+BRIEF = {"num_steps": 2, "save_pred_every": 1, "batch_size": 1}
+SMALL = {"discriminator_width": 4}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("world")
+    write_own(root)
+    return root
+
+
+def train(
+    world: Path, folder: Path, *flags: str, run: Mapping[str, Any] | None = None, **sections: Mapping[str, Any]
+) -> Path:
+    """Two updates, a snapshot after each, unless `sections` say otherwise."""
+    base = own_settings(world)
+    sections = {"model": SMALL, **sections, "step1": {**BRIEF, **sections.get("step1", {})}}
+    return train_stage(world, folder, "step1", *flags, run={**base["run"], **(run or {})}, **sections)
+
+
+@pytest.fixture(scope="module")
+def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one of its two updates."""
+    return train(world, tmp_path_factory.mktemp("finished") / "run", "--num-steps-stop", "1", step1=BRIEF)
+
+
+def copy(finished: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for path in finished.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+# ---- checkpoints ----
+
+
+class Exploit:
+    """Unpickling this creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os.mkdir, (str(self.path),)
+
+
+def legacy(path: Path, content: Any) -> None:
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def tar(path: Path, content: Any) -> None:
+    """The format of torch 0.1: a tar of pickles."""
+    part = path.with_suffix(".part")
+    part.write_bytes(pickle.dumps(content, protocol=2))
+    with tarfile.open(path, "w") as archive:
+        for name in ("sys_info", "pickle", "tensors", "storages"):
+            archive.add(part, arcname=name)
+
+
+WRITERS: dict[str, Callable[[Path, Any], Any]] = {
+    "zip": lambda path, content: torch.save(content, path),
+    "legacy": legacy,
+    "pickle": lambda path, content: path.write_bytes(pickle.dumps(content)),
+    "tar": tar,
+}
+
+
+@pytest.mark.parametrize("name", ["last.pt", "w.pth", "w.safetensors"])
+@pytest.mark.parametrize("container", WRITERS)
+@pytest.mark.parametrize("reader", [load_state, read_weights])
+def test_no_code_of_a_file_runs(tmp_path: Path, name: str, container: str, reader: Callable[[Path], Any]) -> None:
+    touched = tmp_path / "touched"
+    WRITERS[container](tmp_path / name, {"format": "bafft-train-state-1", "network": Exploit(touched)})
+    with pytest.raises((CheckpointError, WeightsError)) as refusal:
+        reader(tmp_path / name)
+    assert not touched.exists()
+    assert str(refusal.value).startswith(str(tmp_path / name))
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_exploit_works(tmp_path: Path) -> None:
+    """Where code is run, unlike here: else the test above says nothing."""
+    torch.save(Exploit(tmp_path / "touched"), tmp_path / "x.pt")
+    torch.load(tmp_path / "x.pt", weights_only=False)
+    assert (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize("name", ["plain.pth", "tensors.safetensors"])
+def test_any_name_reads_by_content(tmp_path: Path, name: str) -> None:
+    """A safetensors file that calls itself .pth is one nevertheless."""
+    save_file({"weight": torch.ones(2)}, tmp_path / name)
+    assert read_weights(tmp_path / name).state["weight"].tolist() == [1, 1]
+
+
+def test_a_flipped_bit_in_plain_weights_is_found(tmp_path: Path) -> None:
+    path, tensor = tmp_path / "w.pth", torch.arange(1000.0)
+    torch.save({"weight": tensor}, path)  # without the hash that write_weights puts beside it
+    content = bytearray(path.read_bytes())
+    content[content.find(tensor.numpy().tobytes()) + 400] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"w\.pth is damaged, the checksum of .* does not hold"):
+        read_weights(path)
+
+
+def test_equal_weights_are_equal_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_weights(tmp_path / f"{name}.pth", {"weight": torch.ones(3)}, {})
+    assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_the_state_before_the_last_is_offered(tmp_path: Path, linked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOTSUP, "no links here")
+
+    if not linked:
+        monkeypatch.setattr(os, "link", refuse)
+    for step in (5, 10):
+        save_last(tmp_path, {"step": step})
+    assert load_last(tmp_path)["step"] == 10
+    content = (tmp_path / LAST).read_bytes()
+    (tmp_path / LAST).write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match=r"last\.pt: truncated.*after 5 updates, is whole.*mv ") as refusal:
+        load_last(tmp_path)
+    assert "\n" not in str(refusal.value)
+    subprocess.run(str(refusal.value).rpartition(": ")[2], shell=True, check=True)
+    assert load_last(tmp_path)["step"] == 5
+
+
+def test_without_a_whole_one_nothing_is_offered(tmp_path: Path) -> None:
+    (tmp_path / LAST).write_bytes(b"nothing")
+    (tmp_path / PREVIOUS).write_bytes(b"nothing either")
+    with pytest.raises(CheckpointError) as refusal:
+        load_last(tmp_path)
+    assert PREVIOUS not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("sections", "reason"),
+    [
+        ({"model": {**SMALL, "branches": 4}}, r"another network, branches: 2 -> 4"),
+        ({"model": {**SMALL, "output_stride": 16}}, r"another network, output_stride: 8 -> 16"),
+        ({"model": {**SMALL, "width": 8}}, r"another network, width: 4 -> 8"),
+        ({"classes": {"things": [2], "stuff": [0, 1, 3]}}, r"other classes, stuff"),
+        ({"step1": {"batch_size": 2}}, r"batch_size \* iter_size: 1 -> 2.*twice or never"),
+        ({"step1": {"optimizer": "adamw"}}, r"another optimizer"),
+        ({"source": {"train_list": "shorter.txt"}}, r"other files of the source"),
+        ({"target": {"train_list": "shorter.txt"}}, r"other files of the target"),
+        ({"step1": {"num_prototype": 3}}, r"does not fit"),
+    ],
+)
+def test_what_would_spoil_a_run_is_refused(
+    world: Path, tmp_path: Path, finished: Path, sections: dict[str, Any], reason: str
+) -> None:
+    for name in ("source", "target"):
+        names = (world / f"{name}.txt").read_text().split()
+        (world / "shorter.txt").write_text("\n".join(names[:-1]) if name[0] == "s" else "")
+        if next(iter(sections)) == name:
+            (world / "shorter.txt").write_text("\n".join(names[:-1]))
+            break
+    folder = copy(finished, tmp_path / "run")
+    before = (folder / LAST).read_bytes()
+    with pytest.raises(CheckpointError, match=reason) as refusal:
+        train(world, folder, "--continue-train", **sections)
+    assert "config.toml" in str(refusal.value)
+    assert (folder / LAST).read_bytes() == before
+
+
+def test_moved_data_and_another_split_of_a_batch_are_no_obstacle(
+    world: Path, tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "moved").symlink_to(world)
+    folder = copy(finished, tmp_path / "run")
+    moved = {"root": str(tmp_path / "moved")}
+    train(world, folder, "--continue-train", source=moved, step1={"learning_rate": 1e-4})
+    output = capsys.readouterr().out
+    assert "note: differs from the interrupted run: source.root" in output
+    assert "note: differs from the interrupted run: step1.learning_rate: 0.001 -> 0.0001" in output
+
+
+def test_only_the_latest_snapshots_stay(world: Path, tmp_path: Path) -> None:
+    settings = {"num_steps": 3, "keep": 2, "prefix": "A"}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "A_best_of_all.pth").touch()
+    folder = train(world, tmp_path / "run", step1=settings)
+    names = {path.name for path in folder.iterdir()}
+    assert {f"A_{step}{end}" for step in (2, 3) for end in (".pth", ".json", "_D.pth", "_D.json")} <= names
+    assert not [name for name in names if name.startswith("A_1")]
+    assert {"best.pth", "last.pt", "previous.pt", "A_best_of_all.pth"} <= names
+
+
+# ---- an end on request ----
+
+
+@pytest.mark.parametrize("moment", ["update", "validation"])
+def test_a_signal_changes_nothing_but_the_moment(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], moment: str
+) -> None:
+    """The same files as without, whether it comes in an update or as the snapshot after it is being validated."""
+    stage = {"num_steps": 3, "save_pred_every": 2}
+    whole = train(world, tmp_path / "whole", step1=stage)
+    with monkeypatch.context() as patched:
+        if moment == "update":
+            observe = BAFFT.observe_target
+            patched.setattr(BAFFT, "observe_target", lambda *given: sent(observe(*given)))
+        else:
+            predicted = "utils.stage.class_map"
+            patched.setattr(predicted, lambda *_: sent(torch.zeros(48, 64, dtype=torch.uint8)))
+        with pytest.raises(SystemExit) as stop:
+            train(world, tmp_path / "run", step1=stage)
+    assert stop.value.code == 143
+    output = capsys.readouterr().out
+    assert f"SIGTERM: saved after update {1 if moment == 'update' else 2}" in output
+    assert f"python train_step1.py --config {tmp_path / 'run' / 'config.toml'} --continue-train" in output
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    folder = train(world, tmp_path / "run", "--continue-train", step1=stage)
+    assert differences(state_of(whole), state_of(folder)) == []
+    assert (whole / "log.jsonl").read_text() == (folder / "log.jsonl").read_text()
+    for path in whole.glob("*.pth"):
+        assert path.read_bytes() == (folder / path.name).read_bytes(), path.name
+
+
+def sent(result: Any) -> Any:
+    """The result, after this process was asked to end."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    return result
+
+
+# ---- numbers that are none ----
+
+
+def poisoned(monkeypatch: pytest.MonkeyPatch, updates: set[int], *, how: str = "loss") -> None:
+    """Make a loss, or the gradient alone, infinite in some updates (counted from 1)."""
+    calls = iter(range(1, 1000))
+
+    def adversarial(self: BAFFT, probabilities: Tensor) -> Tensor:
+        healthy = probabilities.sum() * 0
+        if next(calls) not in updates:
+            return healthy
+        return healthy + math.inf if how == "loss" else torch.sqrt(healthy)  # the slope of a root at 0
+
+    monkeypatch.setattr(BAFFT, "adversarial_loss", adversarial)
+
+
+@pytest.mark.parametrize(("how", "what"), [("loss", "loss/adv"), ("gradient", "gradient")])
+def test_a_number_that_is_none_stops_the_run_and_leaves_evidence(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, what: str
+) -> None:
+    poisoned(monkeypatch, {2}, how=how)
+    with pytest.raises(NonFiniteError, match=rf"{what}.* not finite at update 2, images s\d\.png, t\d\.png") as stop:
+        train(world, tmp_path / "run", run={"log_every": 50}, step1={"num_steps": 4})
+    folder = tmp_path / "run"
+    assert load_last(folder)["step"] == 1
+    assert "nothing later than update 1" in str(stop.value)
+    evidence = folder / "nonfinite_2"
+    report = json.loads((evidence / "report.json").read_text())
+    assert report["update"] == 2
+    assert report["config"]["step1"]["num_steps"] == 4
+    for stem, name in report["images"].items():
+        assert name in str(stop.value)
+        stored = np.array(Image.open(world / "images" / name))
+        np.testing.assert_array_equal(np.array(Image.open(evidence / f"{stem}.png")), stored)
+    assert load_state(evidence / "state.pt")["step"] == 2
+
+
+def test_a_bad_update_that_is_skipped_leaves_no_trace(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The state after it is that before it, but for the number of updates; the log counts it."""
+    poisoned(monkeypatch, set())
+    good = train(world, tmp_path / "good", run={"nonfinite": "skip"}, step1={"num_steps": 2, "num_steps_stop": 1})
+    poisoned(monkeypatch, {2})
+    skipping = train(world, tmp_path / "run", run={"nonfinite": "skip"})
+    before, after = state_of(good), state_of(skipping)
+    for part in ("network", "discriminator", "memory"):
+        assert differences(before[part], after[part], part) == []
+    for part in ("optimizer", "optimizer_d"):
+        assert differences(before[part]["state"], after[part]["state"], part) == []
+    assert after["step"] == 2
+    assert after["meta"]["counts"]["updates"] == 1
+    assert [json.loads(line).get("skipped/updates") for line in (skipping / "log.jsonl").read_text().splitlines()] == [
+        *(0, None, 1, None)
+    ]
+    assert "note: update 2 is skipped, loss/adv" in capsys.readouterr().out
+
+
+def test_too_many_in_a_row_stop_the_run(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poisoned(monkeypatch, set(range(1, 100)))
+    with pytest.raises(NonFiniteError, match=f"update {MOST_IN_A_ROW + 1}"):
+        train(world, tmp_path / "run", run={"nonfinite": "skip"}, step1={"num_steps": 30, "save_pred_every": 30})
+    assert not (tmp_path / "run" / LAST).exists()
+
+
+def test_a_watch_counts_what_the_loss_scale_skips() -> None:
+    layer = torch.nn.Linear(1, 1, bias=False)
+    watch = Watch(torch.device("cpu"), scaled=True)
+    for step, gradient in enumerate((1.0, math.inf, math.nan, 2.0), start=1):
+        layer.weight.grad = torch.full((1, 1), gradient)
+        watch.see(step, {"seg": torch.tensor(1.0)}, layer)
+    assert watch.overflows() == 2
+    assert watch.first() == (0, [])
+    watch.see(5, {"seg": torch.tensor(math.nan)}, layer)
+    watch.see(6, {"seg": torch.tensor(1.0), "adv": torch.tensor(math.nan)}, layer)
+    assert watch.first() == (5, ["loss/seg"])
+    assert watch.first() == (0, []), "since the last look"
+
+
+def test_large_gradients_are_no_flaw() -> None:
+    layer = torch.nn.Linear(2, 1, bias=False)
+    layer.weight.grad = torch.full((1, 2), 3e38)  # whose squares no float holds
+    watch = Watch(torch.device("cpu"), scaled=False)
+    watch.see(1, {"seg": torch.tensor(1.0)}, layer)
+    assert watch.first() == (0, [])
+
+
+# ---- files that cannot be read ----
+
+
+def rows(folder: Path, n: int) -> list[Sample]:
+    rng = np.random.default_rng(0)
+    for index in range(n):
+        save_png(folder / f"{index}.png", rng.integers(0, 255, (8, 8, 3), dtype=np.uint8))
+    return [Sample(f"{index}.png", folder / f"{index}.png") for index in range(n)]
+
+
+def vanish(path: Path) -> None:
+    path.unlink()
+
+
+def become_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def be_cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def explode(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[16:24] = (60_000).to_bytes(4, "big") * 2
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "vanished": vanish,
+    "folder": become_a_folder,
+    "truncated": be_cut_short,
+    "bomb": explode,
+    "empty": lambda path: path.write_bytes(b""),
+    "wrong mode": lambda path: Image.fromarray(np.zeros((8, 8), np.float32)).save(path, format="TIFF"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("skip", [False, True])
+def test_an_unreadable_file_is_named_or_replaced(tmp_path: Path, damage: str, skip: bool) -> None:
+    samples = rows(tmp_path, 7)
+    DAMAGES[damage](samples[3].image)
+    dataset = SegmentationDataset(samples, decoding=None, size=None)
+    loader = train_loader(dataset, batch_size=1, seed=1, stop=7, skip=skip)
+    if not skip:
+        with pytest.raises(DataError, match=r"3\.png"):
+            list(loader)
+        return
+    batches = list(loader)
+    names = [name for batch in batches for name in batch.names]
+    (reason,) = [reason for batch in batches for reason in batch.skipped]
+    assert sorted(names) == sorted(f"{index}.png" for index in (0, 1, 2, 4, 4, 5, 6)), "the next one takes its place"
+    assert "3.png" in reason
+    again = [
+        name
+        for batch in train_loader(dataset, batch_size=1, seed=1, start=3, stop=7, skip=True)
+        for name in batch.names
+    ]
+    assert again == names[3:], "a resumed run sees the same"
+
+
+def test_more_than_a_hundredth_is_an_error(tmp_path: Path) -> None:
+    assert [tolerated_files(n) for n in (1, 50, 199, 200, 3000)] == [1, 1, 1, 2, 30]
+    samples = rows(tmp_path, 9)
+    for index in (2, 6):
+        samples[index].image.unlink()
+    loader = train_loader(
+        SegmentationDataset(samples, decoding=None, size=None), batch_size=1, seed=1, skip=True, stop=9
+    )
+    with pytest.raises(
+        DataError, match=r"2 files of 9 images cannot be read, more than the 1 that may be skipped.*png"
+    ):
+        list(loader)
+
+
+def test_an_unplugged_disk_ends_the_run(tmp_path: Path) -> None:
+    samples = rows(tmp_path, 9)
+    for sample in samples:
+        sample.image.unlink()
+    loader = train_loader(SegmentationDataset(samples, decoding=None, size=None), batch_size=1, seed=1, skip=True)
+    with pytest.raises(DataError, match=r"\d\.png: cannot read the file"):
+        list(loader)
+
+
+def test_a_run_counts_the_files_that_it_skips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_own(tmp_path)
+    be_cut_short(tmp_path / "images" / "s2.png")
+    folder = train(tmp_path, tmp_path / "run", run={"bad_files": "skip"}, step1={"num_steps": 5, "save_pred_every": 5})
+    result = json.loads((folder / "manifest.json").read_text())["result"]
+    assert result["skipped"] == {"bad_files": 1}
+    assert "s2.png" in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"s2\.png"):
+        train(tmp_path, tmp_path / "strict")
+
+
+# ---- full disks ----
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A file-size limit that the kernel enforces in every write of more than 100 bytes, as a full disk would."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32), dtype=np.uint8))
+WRITES: dict[str, Callable[[Path], Any]] = {
+    "state.pt": lambda path: save_state(path, {"x": torch.zeros(1000)}),
+    "weights.pth": lambda path: write_weights(path, {"x": torch.zeros(1000)}, {}),
+    "picture.png": lambda path: write_png(path, NOISE),
+    "report.json": lambda path: write_json(path, list(range(1000))),
+    "text.toml": lambda path: write_text(path),
+}
+
+
+def write_text(path: Path) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text("x" * 1000)
+
+
+@pytest.mark.usefixtures("full")
+@pytest.mark.parametrize("name", WRITES)
+def test_a_full_disk_leaves_nothing_behind_and_names_the_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"old")
+    with pytest.raises(OSError, match="too large") as error:
+        WRITES[name](tmp_path / name)
+    assert error.value.filename == str(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_bytes() == b"old"
+
+
+@pytest.mark.usefixtures("full")
+def test_a_log_on_a_full_disk_names_itself_and_can_be_gone_on_with(tmp_path: Path) -> None:
+    def fill() -> None:
+        with RunLog(tmp_path, tensorboard=False) as log:
+            for step in range(10):
+                log.scalars(step, {"loss": 1.0})
+
+    with pytest.raises(OSError, match="too large") as error:
+        fill()
+    assert error.value.filename == str(tmp_path / "log.jsonl")
+    with RunLog(tmp_path, tensorboard=False, resume_step=1):
+        steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert steps == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "run/last.pt"), 2, "run/last.pt cannot be written: No space"),
+        (OSError(errno.EDQUOT, "Quota exceeded", "x"), 2, "Quota exceeded; make room"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"),
+            2,
+            "2.00 GiB; what needs",
+        ),
+        (NonFiniteError("loss/seg not finite at update 3"), 1, "loss/seg not finite"),
+        (FolderInUseError("run is in use"), 2, "run is in use"),
+    ],
+)
+def test_one_clear_line_for_what_goes_wrong(
+    capsys: pytest.CaptureFixture[str], error: Exception, code: int, words: str
+) -> None:
+    def main(_: Any) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        launch(main, MISTAKES)
+    assert stop.value.code == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+
+
+def test_other_errors_of_the_system_keep_their_traceback() -> None:
+    def main(_: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output"):
+        launch(main, MISTAKES)
+
+
+# ---- two processes ----
+
+HOLD = """
+import sys, time
+from utils.lock import only_one
+with only_one(sys.argv[1], "remedy"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process in `tmp_path`/run."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone(
+    world: Path, tmp_path: Path, holder: subprocess.Popen[str]
+) -> None:
+    message = rf"run is in use by process {holder.pid} on \S+ since .*another --snapshot-dir"
+    with pytest.raises(FolderInUseError, match=message):
+        train(world, tmp_path / "run")
+    with pytest.raises(FolderInUseError, match="another --save"), unfinished(tmp_path / "run", {}):
+        pass
+    (tmp_path / "run" / ".last.0123abcd.tmp.pt").touch()
+    holder.kill()  # SIGKILL: the lock's file stays, the lock does not
+    holder.wait()
+    assert (tmp_path / "run" / LOCK).exists()
+    with only_one(tmp_path / "run", "remedy"):
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK], "what it left unfinished is removed"
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_file_system_without_locks_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    with only_one(tmp_path, "remedy"):
+        assert "is not locked (No locks available)" in capsys.readouterr().out
+
+
+# ---- folders of predictions ----
+
+
+def test_an_interrupted_evaluation_goes_on_with_what_is_missing(
+    world: Path,
+    finished: Path,
+    tmp_path: Path,
+    script: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = write_settings(tmp_path / "own.toml", own_settings(world, model=SMALL))
+    command = ("evaluate_cityscapes.py", "--config", str(settings), "--restore-from", str(finished))
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    assert script(*command, "--save", str(whole))[0] == 0
+    with monkeypatch.context() as patched:
+        patched.setattr("utils.background.atomic_write", failing_from("v1"))
+        code, _, errors = script(*command, "--save", str(folder))
+    assert code == 2
+    assert "No space left" in errors
+    left = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert MARK in left
+    assert len(left) > 1
+    code, _, errors = script("compute_iou.py", "--config", str(settings), str(world / "labels"), str(folder))
+    assert code == 2
+    assert "unfinished" in errors
+    code, output, _ = script(*command, "--save", str(folder))
+    assert code == 0
+    assert "1 of 2 predictions are there already" in output
+    now = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert now.items() >= {name: at for name, at in left.items() if name.startswith("v0")}.items(), "kept"
+    assert {path.name: path.read_bytes() for path in whole.iterdir()} == {
+        path.name: path.read_bytes() for path in folder.iterdir()
+    }
+
+
+def failing_from(name: str) -> Callable[[Path], Any]:
+    """`atomic_write` that finds the disk full from a file on, by name."""
+
+    def write(path: Path) -> Any:
+        if path.name >= name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return files.atomic_write(path)
+
+    return write
+
+
+def test_unfinished_pseudo_labels_are_not_trained_on(
+    world: Path,
+    finished: Path,
+    tmp_path: Path,
+    script: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = write_settings(tmp_path / "own.toml", own_settings(world, model=SMALL))
+    folder = tmp_path / "pseudo"
+    command = (
+        "Generate_Pseudo_Label.py",
+        "--config",
+        str(settings),
+        "--restore-from",
+        str(finished),
+        "--save",
+        str(folder),
+    )
+    assert script(*command)[0] == 0
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert MARK not in whole
+    with monkeypatch.context() as patched:
+        patched.setattr("utils.background.atomic_write", failing_from("t2"))
+        assert script(*command)[0] == 2
+    assert (folder / MARK).exists(), "all PNGs are there, some of an earlier run"
+    with pytest.raises(DataError, match="unfinished, Generate_Pseudo_Label"):
+        train_stage(world, tmp_path / "run", "step2", "--ssl-target-dir", str(folder), model=SMALL)
+    assert script(*command)[0] == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+
+
+# ---- determinism ----
+
+
+@pytest.fixture
+def _kernels_as_they_were() -> Iterator[None]:
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.deterministic = False
+
+
+@pytest.mark.usefixtures("_kernels_as_they_were")
+def test_deterministic_runs_are_equal_and_seeds_differ(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Augmentation, loading processes and initial weights included."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    stage = {"random_mirror": True, "random_scale": True, "num_steps": 1}
+    run = {"num_workers": 1}
+    first, again, other = (
+        state_of(train(world, tmp_path / name, "--deterministic", "--random-seed", seed, run=run, step1=stage))
+        for name, seed in (("first", "1"), ("again", "1"), ("other", "2"))
+    )
+    assert torch.are_deterministic_algorithms_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert differences(first, again) == []
+    for part in ("network", "discriminator", "rng"):
+        assert differences(first[part], other[part]), part

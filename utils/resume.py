@@ -1,0 +1,59 @@
+"""Whether an interrupted run may go on under a configuration: what differs is said, what would spoil it is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+FILES = "sha256_of_names_and_sizes"
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`key: old -> new` for every setting that differs, nested keys dotted."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        left, right = old.get(key), new.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            found += changes(left, right, f"{prefix}{key}.")
+        elif plain(left) != plain(right):
+            found.append(f"{prefix}{key}: {left} -> {right}")
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Tuples as the lists that a checkpoint's reader may see."""
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def refusals(saved: Mapping[str, Any], meta: Mapping[str, Any], inputs: Mapping[str, Any]) -> Iterator[str]:
+    """Why a run cannot go on from a saved state: `key: old -> new`, with what would come of it.
+
+    saved: the state; meta, inputs: what the run that wants to go on would write down. The networks' tensors and the
+    banks' are compared as they are loaded.
+    """
+    old = saved["meta"]
+    for change in changes(saved["architecture"], meta["architecture"]):
+        yield f"another network, {change}"
+    classes = [{key: entry["classes"][key] for key in ("names", "stuff", "things")} for entry in (old, meta)]
+    for change in changes(classes[0], classes[1]):
+        yield f"other classes, {change}"
+    before, now = (images_per_update(entry["config"][entry["section"]]) for entry in (old, meta))
+    if before != now:
+        yield f"batch_size * iter_size: {before} -> {now}, so images would come twice or never"
+    yield from _other_translation(old["config"].get("translation", {}), meta["config"]["translation"])
+    for domain, described in old.get("inputs", {}).items():
+        before, now = (side[FILES] if isinstance(side, Mapping) else side for side in (described, inputs[domain]))
+        if before != now:
+            yield f"other files of the {domain} (their names, sizes or order), so images would come twice or never"
+
+
+def _other_translation(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    """Settings of the translation that differ, where there is one before or now."""
+    if {old.get("method", "none"), new["method"]} != {"none"}:
+        for change in changes({**new, "method": "none", **old}, new, "translation."):
+            yield f"{change}, so the source's images would be others"
+
+
+def images_per_update(stage: Mapping[str, Any]) -> int:
+    """Of each domain, by a stage's settings."""
+    return stage["batch_size"] * stage["iter_size"]
