@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence

@@ -414,8 +414,8 @@ def fit(
     """Train from `state.step` to the stage's last step: the main loop of both stages.
 
     batches: one element per update. on_update gets every update's batches, losses and learning rates and returns what
-    the progress bar shows, or raises to end the run; on_snapshot is called every `save_pred_every` updates and after the
-    last.
+    the progress bar shows, or raises to end the run; on_snapshot is called every `save_pred_every` updates and after
+    the last.
     """
     state.method.train()
     moved = prefetch(batches, partial(on_device, device=state.device), state.device)
