@@ -175,7 +175,7 @@ def _check_archive(path: Path) -> None:
     except Exception as error:  # a damaged entry fails in the decompressor, the text codec, the decryption...
         raise WeightsError(f"{path} is truncated or damaged ({error}): copy or download it again") from error
     if damaged is not None:
-        raise WeightsError(f"{path} is damaged, the checksum of {damaged} does not hold: copy or download it again")
+        raise WeightsError(f"{path} is damaged, the checksum of {damaged!r} does not hold: copy or download it again")
 
 
 def _parse_failure(message: str, start: bytes) -> str:

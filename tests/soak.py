@@ -68,7 +68,7 @@ def kills(number: int, seed: int, end: float) -> Iterator[str]:
             if differing:
                 yield f"{stand.root.name}/{name} (seed {seed}): {', '.join(differing)}"
     seconds = time.monotonic() - began
-    say(f"{killed(tally)} kills and {tally.total()} interruptions in all of {runs} runs in {seconds:.0f} s")
+    say(f"{killed(tally)} kills, {tally.total()} attempts to end one of {runs} runs in {seconds:.0f} s")
     for outcome, times in sorted(tally.items()):
         say(f"  {times:3d}  {outcome}")
     if killed(tally) < number:

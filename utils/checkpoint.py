@@ -134,7 +134,7 @@ def _check_archive(path: Path) -> None:
             f"{path}: truncated, or not a training state ({error}); resume from a complete last.pt"
         ) from error
     if damaged is not None:
-        raise CheckpointError(f"{path}: damaged, the checksum of {damaged} does not hold; resume from another copy")
+        raise CheckpointError(f"{path}: damaged, the checksum of {damaged!r} does not hold; resume from another copy")
 
 
 def require_keys(state: Mapping[str, Any], keys: Iterable[str], *, where: str = "training state") -> None:
