@@ -60,7 +60,9 @@ def train(arguments: argparse.Namespace, method: str, seed: int, folder: Path) -
     """One run of train_step1.py, unless it is finished. Raises ConfigError where it fails."""
     if (folder / "manifest.json").is_file():
         return
-    source = ["--data-dir", arguments.cyclegan] if method == "cyclegan" else ["--translation", method]
+    copy = method == "cyclegan"
+    source = ["--data-dir", arguments.cyclegan] if copy else []
+    source += ["--translation", AS_STORED if copy else method]
     flags = ["--random-seed", str(seed), "--snapshot-dir", str(folder), *source]
     flags += [word for change in arguments.override for word in ("--override", change)]
     resumed = ["--continue-train"] if (folder / "last.pt").is_file() else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -462,9 +463,10 @@ def test_a_run_counts_the_files_that_it_skips(tmp_path: Path, capsys: pytest.Cap
 # ---- full disks ----
 
 
-@pytest.fixture
-def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A file-size limit that the kernel enforces in every write of more than 100 bytes, as a full disk would."""
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """A file-size limit that the kernel enforces in every write beyond 100 bytes, as a full disk would; no scope for
+    anything else, since pytest's own output may go to a file."""
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -492,25 +494,23 @@ def write_text(path: Path) -> None:
         temporary.write_text("x" * 1000)
 
 
-@pytest.mark.usefixtures("full")
 @pytest.mark.parametrize("name", WRITES)
 def test_a_full_disk_leaves_nothing_behind_and_names_the_file(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"old")
-    with pytest.raises(OSError, match="too large") as error:
+    with full_disk(), pytest.raises(OSError, match="too large") as error:
         WRITES[name](tmp_path / name)
     assert error.value.filename == str(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_bytes() == b"old"
 
 
-@pytest.mark.usefixtures("full")
 def test_a_log_on_a_full_disk_names_itself_and_can_be_gone_on_with(tmp_path: Path) -> None:
     def fill() -> None:
         with RunLog(tmp_path, tensorboard=False) as log:
             for step in range(10):
                 log.scalars(step, {"loss": 1.0})
 
-    with pytest.raises(OSError, match="too large") as error:
+    with full_disk(), pytest.raises(OSError, match="too large") as error:
         fill()
     assert error.value.filename == str(tmp_path / "log.jsonl")
     with RunLog(tmp_path, tensorboard=False, resume_step=1):
