@@ -354,6 +354,8 @@ def open_image(path: Path, data: bytes, *, as_stored: bool = True) -> Image.Imag
         _refuse_damaged_png(path, data)
         orientation = image.getexif().get(ExifTags.Base.Orientation) if image.format == "TIFF" else None
         image.load()
+    except DataError:  # a ValueError, too, but it names the file already
+        raise
     except UnidentifiedImageError:
         raise DataError(f"{path}: not an image file of a known kind") from None
     except Image.DecompressionBombError as error:

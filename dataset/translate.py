@@ -14,6 +14,7 @@ stopped goes on where it was. docs/translation.md.
 from __future__ import annotations
 
 import dataclasses
+import filecmp
 import hashlib
 import itertools
 import json
@@ -55,6 +56,8 @@ FORMAT = 1
 MANIFEST = "translation.json"
 SHEET, SHEET_ROWS, SHEET_CELL = "before_after.png", 6, 384
 AGAIN = "start again, what is translated is kept"
+ANOTHER = "choose another --save or remove that folder"
+AS_STORED = "none"  # the translation on the fly of a copy that is translated already
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -68,17 +71,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     build.say_notes(config, options)
     job = _job(config, options)
     with only_one(job.folder, "wait for it, or choose another --save"):
+        _refuse_what_is_not_ours(job)  # before hours of training
         painter = _painter(config, options, job)
         _claim(job, painter.settings)
         kept = list(progress(painter.paint(job.tasks), total=len(job.tasks), description="translate", unit="image"))
         _write_sheet(job, painter)
-        fragment = _finish(job, painter.settings, options)
+        fragment = _finish(job, painter.settings, config, options)
     say(f"{number_of(len(kept), 'image')} in {job.folder}" + (f", {sum(kept)} of an earlier run" if any(kept) else ""))
     say(f"before and after: {job.folder / SHEET}")
     if options.json:
         write_json(options.json, json.loads((job.folder / MANIFEST).read_text(encoding="utf-8")) | {"kept": sum(kept)})
     if job.same_layout:
-        say(f"the same configuration reads it with --data-dir {job.folder}")
+        as_stored = "" if config.translation.method == AS_STORED else f" --translation {AS_STORED}"
+        say(f"the same configuration reads it with --data-dir {job.folder}{as_stored}")
     say(f"next: {_next_command(options, fragment)}")
 
 
@@ -183,8 +188,8 @@ def read_source(task: Task, size: tuple[int, int]) -> np.ndarray:
 
 
 def finished(task: Task) -> bool:
-    """Whether an earlier run has written the image; one that was damaged since is translated again."""
-    if not task.new_image.exists():
+    """Whether an earlier run has written image and label; what was damaged since is made again."""
+    if not (task.new_image.exists() and same_content(task.label, task.new_label)):
         return False
     try:
         read_image(task.new_image)
@@ -203,9 +208,15 @@ def write_pair(task: Task, pixels: np.ndarray) -> None:
         raise DataError(f"{task.new_image}: cannot be written ({reason}); mend that and {AGAIN}") from None
 
 
+def same_content(path: Path, twin: Path) -> bool:
+    """Whether `twin` exists and holds what the file does, be it the same one or a copy."""
+    return twin.exists() and (twin.samefile(path) or filecmp.cmp(path, twin, shallow=False))
+
+
 def _same_file(path: Path, twin: Path) -> None:
-    """The file under another name: a hard link, or a copy where the file system has none between the two."""
-    if twin.exists():
+    """The file under another name: a hard link, or a copy where the file system has none between the two, or where
+    something else has the name."""
+    if same_content(path, twin):
         return
     twin.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -351,12 +362,22 @@ def _write_batch(batch: tuple[Sequence[Task], list[np.ndarray]]) -> list[bool]:
 # ---- the copy's manifest, lists, configuration and contact sheet ----
 
 
+def _refuse_what_is_not_ours(job: Job) -> None:
+    """Raises DataError when the folder holds images or other labels that no run of this script has written."""
+    if (job.folder / MANIFEST).exists():
+        return
+    taken = (task.new_image for task in job.tasks if task.new_image.exists())
+    others = (t.new_label for t in job.tasks if t.new_label.exists() and not same_content(t.label, t.new_label))
+    path = next(itertools.chain(taken, others), None)
+    if path is not None:
+        raise DataError(f"{path}: exists and was not written by dataset.translate; {ANOTHER}")
+
+
 def _claim(job: Job, settings: Mapping[str, Any]) -> None:
-    """Write an unfinished manifest. Raises DataError when the folder holds another copy, or something else."""
+    """Write an unfinished manifest. Raises DataError when the folder holds another copy."""
     from utils.log import write_json
 
     path = job.folder / MANIFEST
-    remedy = "choose another --save or remove that folder"
     asked = _manifest(job, settings)
     there: dict[str, Any] = {}
     if path.exists():
@@ -364,13 +385,9 @@ def _claim(job: Job, settings: Mapping[str, Any]) -> None:
             there = json.loads(path.read_text(encoding="utf-8"))
             different = _differences(there, asked)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}: not a manifest of dataset.translate ({error!r}); {remedy}") from None
+            raise DataError(f"{path}: not a manifest of dataset.translate ({error!r}); {ANOTHER}") from None
         if different:
-            raise DataError(f"{job.folder}: was translated with {', '.join(different)}; {remedy}")
-    else:
-        taken = [task.new_image for task in job.tasks if task.new_image.exists()]
-        if taken:
-            raise DataError(f"{taken[0]}: exists and was not written by dataset.translate; {remedy}")
+            raise DataError(f"{job.folder}: was translated with {', '.join(different)}; {ANOTHER}")
     for folder in {task.new_image.parent for task in job.tasks} | {task.new_label.parent for task in job.tasks}:
         remove_temporaries(folder)
     write_json(path, {**asked, "splits": {**there.get("splits", {}), **asked["splits"]}})
@@ -405,8 +422,11 @@ def _differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str
     ]
 
 
-def _finish(job: Job, settings: Mapping[str, Any], options: Options) -> Path:
-    """Write lists, the configuration that reads the copy, and the complete manifest; returns the configuration."""
+def _finish(job: Job, settings: Mapping[str, Any], config: Config, options: Options) -> Path:
+    """Write lists, the configuration that reads the copy, and the complete manifest; returns the configuration.
+
+    It names no validation list where that part has not been translated, and translates nothing on the fly.
+    """
     from utils.log import write_json
 
     for split, tasks in job.splits.items():
@@ -415,14 +435,19 @@ def _finish(job: Job, settings: Mapping[str, Any], options: Options) -> Path:
         if given.name and not given.is_absolute() and ".." not in given.parts and not Path(given).is_file():
             with atomic_write(job.folder / given) as temporary:
                 temporary.write_text("".join(f"{task.name}\n" for task in tasks), encoding="utf-8")
+    path = job.folder / MANIFEST
+    there = json.loads(path.read_text(encoding="utf-8"))
     fragment = job.folder / f"{options.name}_{job.method}.toml"
     source = {"root": str(job.folder), "images": job.corpus.images, "labels": job.corpus.labels}
+    if job.corpus.lists.get("val") and "val" not in there["splits"]:
+        source["val_list"] = ""
+    changed: dict[str, Any] = {"source": source}
+    if config.translation.method != AS_STORED:
+        changed["translation"] = {"method": AS_STORED}
     # Of real paths: the system takes `..` of a linked folder for its real parent.
     extends = Path(os.path.relpath(os.path.realpath(options.config_path), os.path.realpath(job.folder))).as_posix()
     with atomic_write(fragment) as temporary:
-        temporary.write_bytes(tomli_w.dumps({"extends": extends, "source": source}).encode())
-    path = job.folder / MANIFEST
-    there = json.loads(path.read_text(encoding="utf-8"))
+        temporary.write_bytes(tomli_w.dumps({"extends": extends, **changed}).encode())
     complete = _manifest(job, settings, state="complete")
     write_json(path, {**there, "splits": {**there["splits"], **complete["splits"]}})
     return fragment
@@ -432,7 +457,7 @@ def _next_command(options: Options, fragment: Path) -> str:
     """The training on the copy: what the command line said of the data still holds, but for the source's folders."""
     from utils.flags import TRAINING, next_command
 
-    replaced = ("source.root", "source.images", "source.labels")
+    replaced = ("source.root", "source.images", "source.labels", "translation.method")
     changes = {path: value for path, value in options.changes.items() if path not in replaced}
     own = dataclasses.replace(options, config_path=str(fragment), changes=changes)
     return next_command(own, ["train_step1.py"], flags=TRAINING, section="step1", hands={})

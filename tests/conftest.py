@@ -29,7 +29,9 @@ def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
             if name.endswith(".py"):
                 runpy.run_path(str(ROOT / name), run_name="__main__")
             else:
-                runpy.run_module(name, run_name="__main__", alter_sys=True)
+                with monkeypatch.context() as patch:
+                    patch.delitem(sys.modules, name, raising=False)  # runpy warns of a script that a test has imported
+                    runpy.run_module(name, run_name="__main__", alter_sys=True)
         except SystemExit as stop:
             code = int(stop.code or 0)
         printed = capsys.readouterr()

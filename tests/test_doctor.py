@@ -49,6 +49,7 @@ from dataset.doctor_sets import frequencies, train_id_suspicion
 from dataset.labels import LabelDecoding
 from dataset.pool import AHEAD
 from dataset.segmentation import read_image
+from tests.conftest import Script
 from tests.worlds import NAMES, own_settings, save_png, write_official, write_own, write_settings
 from utils import build
 from utils.config import ConfigError
@@ -897,3 +898,12 @@ def test_the_quick_form_looks_at_a_few_files_from_end_to_end(own: Path, monkeypa
         source.samples = source.samples[:count]
         build.check_data(config, config.step1, source=source, target=None, validation=None)
         assert len(set(looked)) == min(count, 8)
+
+
+def test_a_script_that_was_imported_already_runs_without_a_warning(script: Script) -> None:
+    """Whatever other tests have imported; runpy would warn, and warnings are errors here."""
+    assert sys.modules["dataset.check"] is check
+    code, out, _ = script("dataset.check", "--help")
+    assert code == 0
+    assert "--decode" in out
+    assert sys.modules["dataset.check"] is check

@@ -527,3 +527,11 @@ def test_a_plain_label_takes_the_fast_way(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "plain_png", lambda data, mode: np.full((1, 1, 1), 7, np.uint8))
     assert decoding_of("cityscapes").read(path).tolist() == [[7]]
     assert train_id_decoding(19).decode(path).tolist() == [[7]]
+
+
+def test_a_damaged_png_is_named_once(tmp_path: Path) -> None:
+    path = tmp_path / "cut.png"
+    Image.new("RGB", (40, 30)).save(path)
+    with pytest.raises(DataError, match="damaged PNG") as mistake:
+        module.open_image(path, path.read_bytes()[:60])
+    assert str(mistake.value).count("cut.png") == 1

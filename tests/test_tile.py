@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -707,12 +706,10 @@ def nothing(root: Path) -> None:
 def test_a_mistake_is_one_line(
     tmp_path: Path,
     script: Script,
-    monkeypatch: pytest.MonkeyPatch,
     spoil: Callable[[Path], None],
     flags: tuple[str, ...],
     message: str,
 ) -> None:
-    monkeypatch.delitem(sys.modules, "dataset.tile")  # runpy warns of a script that was imported
     root = tmp_path / "archive"
     write_archive(root, options=STRIPS)
     (root / "val.txt").write_text("austin1\naustin51\n", encoding="utf-8")

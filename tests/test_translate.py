@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks import translated_source
 from dataset import translate
 from dataset.labels import same_shape
 from model.deeplab import build_network
@@ -35,6 +38,7 @@ from tests.conftest import Script
 from tests.worlds import NAMES, own_settings, write_official, write_own, write_settings
 from utils import build, cyclegan
 from utils.config import CycleGANSettings, build_config, read_config
+from utils.nonfinite import NonFiniteError
 from utils.sheet import BAR, MARGIN
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -266,6 +270,50 @@ def test_a_training_goes_on_as_if_it_had_not_been_stopped(world: Path, monkeypat
         assert (world / "a" / "images" / name).read_bytes() == (world / "b" / "images" / name).read_bytes()
 
 
+def test_a_training_that_is_asked_to_end_saves_what_it_has(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(world, "--snapshot-dir", "whole", "--save", "a")
+    update = cyclegan.TranslatorRun.update
+
+    def interrupted(run: cyclegan.TranslatorRun, *arguments: Any) -> None:
+        if run.state.step == 3:
+            run.request.take(signal.SIGTERM, None)
+        update(run, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cyclegan.TranslatorRun, "update", interrupted)
+        with pytest.raises(SystemExit) as stop:
+            train(world, "--snapshot-dir", "parts", "--save", "b")
+    assert stop.value.code == 143
+    assert state(world / "parts")["step"] == 3
+    train(world, "--snapshot-dir", "parts", "--save", "b", "--continue-train")
+    assert_same(state(world / "parts"), state(world / "whole"))
+
+
+def test_a_training_goes_on_with_the_same_images_alone(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(world, "--num-steps", "2")
+    more = ("--method", "cyclegan", "--continue-train")
+    assert "other images of the source" in refused(*more, "--data-list", "held_out.txt")
+    assert "batch_size: 1 -> 2" in refused(*more, "--batch-size", "2")
+    capsys.readouterr()
+    train(world, "--num-steps", "2", "--save", "one", "--data-list", "held_out.txt", "--random-seed", "7")
+    out = capsys.readouterr().out
+    assert "trained on other images of the source (by" in out
+    assert "other images of the target" not in out
+    assert "[run] seed: 1234 -> 7" in out
+
+
+def test_weights_that_are_no_numbers_are_not_saved(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(state: cyclegan.TranslatorState, *_: Any, **__: Any) -> dict[str, Tensor]:
+        with torch.no_grad():
+            state.method.generators()[0].fill_(math.inf)
+        return {"adv": torch.zeros(())}
+
+    monkeypatch.setattr(cyclegan, "train_step", step)
+    with pytest.raises(NonFiniteError, match="weights are not finite at update 2"):
+        train(world)
+    assert not (world / "runs" / "tiny" / "cyclegan" / "last.pt").exists()
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_an_update_moves_every_network_and_leaves_the_segmenter(world: Path, precision: str) -> None:
     config = build_config(read_config(world / "tiny.toml"), where="tiny")
@@ -351,7 +399,7 @@ def test_a_copy_of_the_source(world: Path, script: Script, method: str, capsys: 
     assert [sample.image for sample in samples] == [Path("runs/tiny/translated") / method / "images" / n for n in names]
     by_flag = build_config({**read_config("tiny.toml"), "source": {**config.source, "images": "images"}}, where="")
     assert build.corpus(by_flag, "source", classes).samples("train", labelled=True) == samples
-    code, out, error = script("dataset.check", str(fragment), "--override", 'source.val_list=""')
+    code, out, error = script("dataset.check", str(fragment))
     assert code == 0, out + error
 
 
@@ -412,6 +460,58 @@ def test_a_folder_of_something_else_is_left_alone(world: Path) -> None:
     (world / "other" / "images" / "s3.png").write_bytes(b"mine")
     assert "was not written by dataset.translate" in refused("--method", "lab", "--save", "other")
     assert "this is the source itself" in refused("--method", "lab", "--save", "data")
+
+
+def test_labels_of_something_else_are_not_taken_for_the_sources(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (world / "other" / "labels").mkdir(parents=True)
+    (world / "other" / "labels" / "s3.png").write_bytes((world / "data" / "labels" / "s1.png").read_bytes())
+    monkeypatch.setattr(cyclegan, "trained_translator", None)  # refused before hours of training
+    for method in translate.METHODS:
+        assert "s3.png: exists and was not written by" in refused("--method", method, "--save", "other")
+
+
+def test_a_label_that_was_lost_or_changed_is_made_again(world: Path) -> None:
+    run("--save", "copy")
+    labels = {path.name: path.read_bytes() for path in (world / "data" / "labels").glob("s[0-4].png")}
+    lost, changed = (world / "copy" / "labels" / name for name in ("s0.png", "s1.png"))
+    lost.unlink()
+    changed.unlink()  # else the source's would be written to
+    changed.write_bytes(labels["s2.png"])
+    run("--save", "copy")
+    assert {path.name: path.read_bytes() for path in lost.parent.iterdir()} == labels
+    assert {name: (world / "data" / "labels" / name).read_bytes() for name in labels} == labels
+
+
+def test_a_copy_is_not_translated_once_more_while_it_is_read(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = read_config("tiny.toml") | {"translation": {"method": "lab", "styles": 2}}
+    write_settings(world / "tiny.toml", settings)
+    run("--save", "copy", "--override", "translation.method=lab")
+    assert "--data-dir copy --translation none" in (out := capsys.readouterr().out)
+    assert "--translation" not in out.splitlines()[-1]
+    fragment = read_config(world / "copy" / "tiny_lab.toml")
+    assert fragment["translation"] == {"method": "none", "styles": 2}
+
+
+def test_a_copy_names_the_validation_list_that_it_has(world: Path) -> None:
+    run("--save", "copy")
+    assert read_config(world / "copy" / "tiny_lab.toml")["source"]["val_list"] == ""
+    run("--save", "copy", "--set", "val")
+    assert read_config(world / "copy" / "tiny_lab.toml")["source"]["val_list"] == "held_out.txt"
+
+
+def test_the_benchmark_reads_a_copy_as_stored(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def noted(command: list[str], **_: Any) -> Any:
+        commands.append(command)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(translated_source.subprocess, "run", noted)
+    flags = ["tiny.toml", "--cyclegan", "copy", "--out", "runs/t", "--results", "results"]
+    translated_source.main(flags)
+    said = [" ".join(command).partition("--snapshot-dir ")[2] for command in commands]
+    assert said[0] == "runs/t/none_seed0 --translation none"
+    assert said[-1] == "runs/t/cyclegan_seed0 --data-dir copy --translation none"
 
 
 def test_the_style_of_an_image_depends_on_its_name_alone(world: Path) -> None:

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import tomli_w
 import torch
 from torch import Tensor
 
-from dataset.corpora import number_of
+from dataset.corpora import Sample, number_of
 from dataset.labels import ClassTable
 from model.translator import CycleGAN, Segmenter, to_unit
 from model.weight_files import first_line
@@ -28,10 +29,12 @@ from utils import build
 from utils.checkpoint import LAST, CheckpointError, load_last, require_keys, restore_rng, rng_state, save_last
 from utils.config import Config, ConfigError, CycleGANSettings, Stage
 from utils.engine import Losses, Pair, frozen, fuses, on_device
-from utils.files import atomic_write
+from utils.files import atomic_write, names_and_sizes
 from utils.flags import Options
+from utils.interrupts import Request, exit_code, postponed
 from utils.lock import only_one
 from utils.log import RunLog, plain, progress, say, write_manifest
+from utils.nonfinite import NonFiniteError, is_finite
 from utils.runtime import autocast, loss_scaler, peak_memory_mb, pick_device, prefetch, seed_everything, tune_kernels
 
 _CROPS = 2  # the stream of the draws of crops, beside those of the two domains' order
@@ -175,6 +178,12 @@ def trained_translator(config: Config, options: Options, classes: ClassTable) ->
     saved = load_last(folder) if (folder / LAST).exists() else None
     if saved and saved["step"] >= settings.num_steps:
         state = _state(config, device, saved)
+        images = (
+            build.samples_of(build.corpus(config, "source", classes), "train", labelled=True),
+            build.corpus(config, "target", classes).samples(config.step1.split, labelled=False),
+        )
+        for domain in _other_images(saved["meta"], _images(*images)):
+            say(f"note: {folder / LAST} was trained on other images of the {domain} (by their names and sizes)")
         say(f"translator: {folder / LAST}, trained with {state.step} updates")
     else:
         _check_intent(folder, options, step=saved["step"] if saved else None)
@@ -222,7 +231,34 @@ def _state(config: Config, device: torch.device, saved: Mapping[str, Any] | None
     for key in asked:
         if key != "snapshot_dir" and trained.get(key) != asked[key]:
             say(f"note: differs from the training so far: [cyclegan] {key}: {trained.get(key)} -> {asked[key]}")
+    seed = saved["meta"].get("seed", config.run.seed)
+    if seed != config.run.seed:
+        say(f"note: differs from the training so far: [run] seed: {seed} -> {config.run.seed}")
     return state
+
+
+def _images(source: Sequence[Sample], target: Sequence[Sample]) -> dict[str, str]:
+    """Which images a translator is trained on, by their names, sizes and order."""
+    sides = {"source": source, "target": target}
+    return {domain: names_and_sizes(sample.image for sample in samples) for domain, samples in sides.items()}
+
+
+def _other_images(meta: Mapping[str, Any], images: Mapping[str, str]) -> list[str]:
+    """The domains of which a saved training saw other images, as far as it says so."""
+    return [domain for domain, files in meta.get("images", {}).items() if files != images[domain]]
+
+
+def _check_stream(config: Config, meta: Mapping[str, Any], images: Mapping[str, str]) -> None:
+    """Raises ConfigError where a training that goes on would see images twice or never."""
+    reasons = [f"other images of the {domain} (their names, sizes or order)" for domain in _other_images(meta, images)]
+    before, now = meta["settings"]["batch_size"], config.cyclegan.batch_size
+    reasons += [f"batch_size: {before} -> {now}"] if before != now else []
+    if reasons:
+        folder = Path(config.cyclegan.snapshot_dir)
+        raise ConfigError(
+            f"{folder / LAST} cannot go on: {'; '.join(reasons)}, so images would come twice or never; continue with "
+            f"the settings in {folder / 'config.toml'}, or choose another --snapshot-dir"
+        )
 
 
 def _train(
@@ -237,6 +273,9 @@ def _train(
     tune_kernels(device)
     segment = segmenter(config, classes, device)
     state = _state(config, device, saved)  # last: the random numbers are as they were
+    images = _images(source.samples, target.samples)
+    if saved:
+        _check_stream(config, saved["meta"], images)
     folder = Path(settings.snapshot_dir)
     with atomic_write(folder / "config.toml") as temporary:
         temporary.write_bytes(tomli_w.dumps(config.to_dict()).encode())
@@ -248,10 +287,11 @@ def _train(
         resume_step=state.step if saved else None,
         board_folder=config.run.log_dir or None,
     ) as log:
-        run = TranslatorRun(config=config, state=state, log=log)
+        run = TranslatorRun(config=config, state=state, log=log, images=images)
         run.began -= saved["meta"]["seconds"] if saved else 0.0
-        batches = build.training_pairs(config, stage, source, target, start=state.step)
-        fit(run, batches, partial(train_step, state, settings, segment=segment, precision=precision))
+        with postponed() as run.request:
+            batches = build.training_pairs(config, stage, source, target, start=state.step)
+            fit(run, batches, partial(train_step, state, settings, segment=segment, precision=precision))
     run.finish({"source": len(source), "target": len(target), "segmenter": settings.segmenter})
     return state
 
@@ -275,7 +315,7 @@ def fit(run: TranslatorRun, batches: Iterable[Sequence[Pair]], step: Callable[..
             state.step += 1
             run.update(losses, rate, (*source.names, *target.names))
             bar.update()
-            if settings.saves_after(state.step):
+            if run.is_due():
                 run.snapshot()
 
 
@@ -286,30 +326,49 @@ class TranslatorRun:
     config: Config
     state: TranslatorState
     log: RunLog
+    images: Mapping[str, str]
+    request: Request = field(default_factory=Request)
     began: float = field(default_factory=time.monotonic)
     losses: dict[str, float] = field(default_factory=dict)
+
+    def is_due(self) -> bool:
+        """Whether the state is saved now: at an interval, at the end, and before an interrupted process leaves."""
+        return self.config.cyclegan.saves_after(self.state.step) or bool(self.request.signal)
 
     def update(self, losses: Losses, rate: float, names: Sequence[str]) -> None:
         """Log an update now and then; stop at a loss that is no number, in any case before it is saved."""
         step = self.state.step
         logged = step % self.config.run.log_every == 0
-        if not (logged or self.config.cyclegan.saves_after(step)):
+        if not (logged or self.is_due()):
             return
         values = torch.stack(list(losses.values())).tolist()
         self.losses = {f"loss/{name}": value for name, value in zip(losses, values, strict=True)}
         broken = [name for name, value in self.losses.items() if not math.isfinite(value)]
         if broken:
-            raise FloatingPointError(f"{', '.join(broken)} not finite at update {step}, images {', '.join(names)}")
+            raise NonFiniteError(f"{', '.join(broken)} not finite at update {step}, images {', '.join(names)}")
         if logged:
             self.log.scalars(step, self.losses | {"learning_rate": rate})
 
     def snapshot(self) -> None:
-        """Write the state to resume from."""
+        """Write the state to resume from; end the process if it was asked to. Raises NonFiniteError before weights are
+        saved that hold what is no number."""
+        if not is_finite(self.state.method):
+            raise NonFiniteError(f"the translator's weights are not finite at update {self.state.step}")
         meta = {
             "settings": plain(dataclasses.asdict(self.config.cyclegan)),
+            "seed": self.config.run.seed,
+            "images": dict(self.images),
             "seconds": time.monotonic() - self.began,
         }
         save_last(Path(self.config.cyclegan.snapshot_dir), self.state.state_dict() | {"meta": meta})
+        if self.request.signal:
+            self._leave()
+
+    def _leave(self) -> NoReturn:
+        """End the process as its signal asked, after the state was saved."""
+        name = signal.Signals(self.request.signal).name
+        say(f"{name}: saved after update {self.state.step}; to go on: the same command with --continue-train")
+        raise SystemExit(exit_code(self.request.signal))
 
     def finish(self, inputs: Mapping[str, Any]) -> None:
         """Write the manifest and say how it went."""
