@@ -70,6 +70,26 @@ def _in_order(
 def _interrupts_held() -> Iterator[None]:
     """Ctrl-C waits until the block is over. Processes that are started within never hear of it, from their first moment
     on: it is for this process to answer."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        with _masked():
+            yield
+        return
+    # The mask is for the processes. It alone holds nothing: another thread, one of OpenBLAS, would take the signal.
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        with _masked():
+            yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        signal.raise_signal(signal.SIGINT)
+
+
+@contextlib.contextmanager
+def _masked() -> Iterator[None]:
+    """This thread, and what it starts, does not take Ctrl-C."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return

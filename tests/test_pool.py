@@ -6,12 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from dataset.pool import processes
+from dataset.pool import _in_order, processes
 from dataset.toml import DataError
 from utils.interrupts import interruptible
 from utils.runtime import launch
@@ -67,6 +71,30 @@ def test_an_interrupted_pool_ends_with_its_processes(moment: str, signals: list[
     else:
         assert program.returncode == 130, errors
         assert errors == "interrupted\n"
+
+
+@pytest.mark.usefixtures("handler")
+def test_ctrl_c_waits_though_another_thread_takes_it() -> None:
+    """Between a process's start and its task: half-started, it would end with a trace."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    done = []
+
+    class Pool:
+        def submit(self, function: Callable[[int], int], task: int) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+            done.append(task)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(_in_order(cast(ProcessPoolExecutor, Pool()), 1, abs, [0]))
+    finally:
+        over.set()
+        thread.join()
+    assert done == [0]
 
 
 @pytest.mark.parametrize("count", [0, 2])
