@@ -34,7 +34,6 @@ from utils.inference import Prediction, Views
 from utils.log import progress, say, write_json
 from utils.outputs import unfinished
 from utils.runtime import launch
-from utils.strips import class_map
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -69,7 +68,7 @@ def evaluate(config: Config, options: Options) -> None:
     def finish(item: Prediction) -> Evaluation:
         """Score and write one prediction."""
         part = evaluation.part()
-        labels = score(part, item) if in_memory else predicted_labels(item)
+        labels = score(part, item) if in_memory else item.classes()
         for path, image in _images(PurePosixPath(item.name).stem, labels, classes, folders):
             write_png(path, image)
         return part
@@ -93,11 +92,6 @@ def evaluate(config: Config, options: Options) -> None:
     if options.json:
         write_json(options.json, result | {key: str(folder) for key, folder in folders.items()})
     _say_end(config, options, classes, folders, run.total)
-
-
-def predicted_labels(item: Prediction) -> np.ndarray:
-    """The train ids (H, W) of a prediction at its image's size."""
-    return class_map(item.logits, item.label.shape[-2:]).cpu().numpy()
 
 
 def score(evaluation: Evaluation, item: Prediction) -> np.ndarray:

@@ -26,7 +26,6 @@ from utils.inference import predict
 from utils.log import say, write_json
 from utils.metrics import ConfusionMatrix
 from utils.runtime import launch, pick_device
-from utils.strips import class_map
 from utils.tables import format_columns
 
 METHODS = ("fda", "lab", "cyclegan")
@@ -82,7 +81,7 @@ def _scores(config: Config, classes: ClassTable, network: nn.Module, normalize: 
     confusion = ConfusionMatrix(classes.num_classes)
     loader = build.prediction_loader(config, "val", classes, labelled=True)
     for item in predict(network, loader, normalize=normalize):
-        confusion.update(class_map(item.logits, item.label.shape[-2:]).cpu().numpy(), item.label.numpy())
+        confusion.update(item.classes(), item.label.numpy())
     return confusion.to_dict(classes.names, classes.subsets)
 
 

@@ -166,7 +166,7 @@ def train_loader(
         batch_size=batch_size,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        tolerated=tolerated_files(len(dataset)) if skip else 0,
+        skip=skip,
     )
 
 
@@ -191,7 +191,7 @@ def eval_loader(
         batch_size=batch_size,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        tolerated=tolerated_files(len(dataset)) if skip else 0,
+        skip=skip,
     )
 
 
@@ -202,10 +202,10 @@ def _loader(
     batch_size: int,
     num_workers: int,
     pin_memory: bool,
-    tolerated: int = 0,
+    skip: bool,
 ) -> BatchLoader:
     return BatchLoader(
-        _Reporting(dataset, tolerated),
+        _Reporting(dataset, tolerated_files(len(dataset)) if skip else 0),
         sampler=sampler,
         batch_size=batch_size,
         num_workers=num_workers,

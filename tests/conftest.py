@@ -1,4 +1,4 @@
-"""What every test may use: a way to run the project's scripts in this process."""
+"""What every test may use: data, one thread, a way to run the project's scripts in this process."""
 
 from __future__ import annotations
 
@@ -8,10 +8,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+
+from tests.worlds import write_own
 
 ROOT = Path(__file__).resolve().parents[1]
 
 Script = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def one_thread() -> None:
+    """Small networks are slow where several threads wait for each other on a busy machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data of one's own, without pseudo labels; modules that need more make their own."""
+    root = tmp_path_factory.mktemp("world")
+    write_own(root)
+    return root
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.conftest import Script
 from tests.test_engine import differences, state_of, train
@@ -31,9 +30,7 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pipeline(world: Path, folder: Path, script: Script, **sections: Any) -> list[Any]:

@@ -36,9 +36,7 @@ SEG_ONLY = {"seg": 1.0, "adv": 0.0, "stuff": 0.0, "instances": 0.0}
 ALL_OFF = {**SEG_ONLY, "separation": 0.0, "aggregation": 0.0, "pseudo": 0.0}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

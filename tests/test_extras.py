@@ -20,17 +20,8 @@ from model.extras.masking import masked
 from model.extras.photometric import photometric
 from model.extras.teacher import PseudoLabels, Teacher, confident
 from tests.test_engine import differences, state_of, train
-from tests.worlds import write_own
 
 IGNORE = 255
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data of one's own, without pseudo labels: a teacher needs none."""
-    root = tmp_path_factory.mktemp("extras")
-    write_own(root)
-    return root
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -16,7 +16,6 @@ from xml.etree import ElementTree
 
 import hypothesis
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,9 +34,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RECIPES = ("streets", "camvid_day_to_dusk", "roads_epfl_to_massachusetts", "gta5_to_cityscapes")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @cache

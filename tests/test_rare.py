@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -25,16 +24,7 @@ SMALL: dict[str, Any] = {"run": {"report": False}, "model": {"discriminator_widt
 BRIEF = {"num_steps": 2, "save_pred_every": 1, "random_mirror": True, "weights": {"seg": 1.0}}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("world")
-    write_own(root)
-    return root
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # ---- the distribution ----

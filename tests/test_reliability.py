@@ -47,16 +47,7 @@ BRIEF = {"num_steps": 2, "save_pred_every": 1, "batch_size": 1}
 SMALL = {"discriminator_width": 4}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("world")
-    write_own(root)
-    return root
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def train(
@@ -254,7 +245,7 @@ def test_a_signal_changes_nothing_but_the_moment(
             observe = BAFFT.observe_target
             patched.setattr(BAFFT, "observe_target", lambda *given: sent(observe(*given)))
         else:
-            predicted = "utils.stage.class_map"
+            predicted = "utils.inference.class_map"
             patched.setattr(predicted, lambda *_: sent(torch.zeros(48, 64, dtype=torch.uint8)))
         with pytest.raises(SystemExit) as stop:
             train(world, tmp_path / "run", step1=stage)

@@ -24,9 +24,7 @@ from utils.run_folder import labels
 HOSTILE = ("<script>alert(1)</script>", "a & b", 'quo"te', "it's/<b>")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Page(HTMLParser):

@@ -35,9 +35,7 @@ PREDICTED = [f"frankfurt_{index:06d}_000019_leftImg8bit" for index in range(2)]
 PSEUDO_LABELLED = [f"{city}_{index:06d}_000019_leftImg8bit" for city in ("aachen", "bochum") for index in range(2)]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # ---- the historical chain ----

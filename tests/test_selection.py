@@ -17,15 +17,12 @@ from torch import Tensor
 
 from tests.conftest import Script
 from tests.test_engine import train
-from tests.worlds import write_own
 from utils.selection import CRITERIA, Tally, agreement, choose, joint, mean_iou, spearman
 
 C = 4
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def answers(seed: int, *, sharpness: float = 3.0, size: tuple[int, int] = (6, 8)) -> Tensor:
@@ -169,13 +166,6 @@ def test_spearman_sees_order_alone() -> None:
 
 SMALL: dict[str, Any] = {"run": {"report": False}, "model": {"discriminator_width": 4}}
 TAUGHT: dict[str, Any] = {"num_steps": 4, "save_pred_every": 2, "weights": {"seg": 1.0, "online": 1.0}}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("world")
-    write_own(root)
-    return root
 
 
 @pytest.mark.parametrize("taught", [False, True])

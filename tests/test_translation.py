@@ -45,9 +45,7 @@ SEEDS = st.integers(0, 10**6)
 BOTH = pytest.mark.parametrize("name", METHODS)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def picture(seed: int, size: tuple[int, int], kind: str = "noise", *, span: tuple[int, int] = (0, 255)) -> np.ndarray:

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from utils.log import plain
@@ -37,7 +36,7 @@ from utils.metrics import (
     mean_iou,
     percent,
 )
-from utils.strips import class_and_confidence, strips
+from utils.strips import classes_and_confidences, strips
 
 BOUNDARY_RATIO = 0.02  # the default of Cheng et al.
 BINS = 15  # as Guo et al.
@@ -341,9 +340,7 @@ def labels_and_confidence(logits: Tensor, size: Sequence[int]) -> tuple[Tensor, 
 
     (C, h, w) -> (H, W) uint8 and (H, W) float32.
     """
-    parts = [class_and_confidence(scores) for _, scores in strips(logits, size)]
-    labels, confidence = zip(*parts, strict=True)
-    return torch.cat(labels), torch.cat(confidence)
+    return classes_and_confidences(strip for _, strip in strips(logits, size))
 
 
 def calibration_counts(predicted: Labels, true: Labels, confidence: npt.NDArray[np.float32]) -> Scores:

@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.runtime import autocast, prefetch
+from utils.strips import class_map
 
 
 class Prediction(NamedTuple):
@@ -25,6 +28,10 @@ class Prediction(NamedTuple):
     name: str
     logits: Tensor
     label: Tensor
+
+    def classes(self) -> npt.NDArray[np.uint8]:
+        """The train ids (H, W) at the label's size, on the host."""
+        return class_map(self.logits, self.label.shape[-2:]).cpu().numpy()
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,6 @@ from utils.resume import changes, refusals
 from utils.run_folder import CONFUSION
 from utils.runtime import compile_network, peak_memory_mb, pick_device, seed_everything, tune_kernels
 from utils.snapshots import disk_use, drop_old
-from utils.strips import class_map
 from utils.tables import format_table
 
 # The script that comes after a stage, and its section of the configuration.
@@ -330,7 +329,7 @@ class TrainingRun:
             if self.request.signal:  # a validation may take longer than whoever asks to end will wait
                 self._save()
                 self._leave()
-            confusion.update(class_map(item.logits, item.label.shape[-2:]).cpu().numpy(), item.label.numpy())
+            confusion.update(item.classes(), item.label.numpy())
         build.require_labelled_pixels(confusion, "the labels of target val")
         self.scores = confusion.to_dict(self.classes.names, self.classes.subsets) | {"step": self.state.step}
         say(f"update {self.state.step}: {self.scores['miou']:.2f} mIoU on target val")

@@ -8,7 +8,7 @@ Geometry: C classes, (h, w) the scores' grid, (H, W) the full size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -66,6 +66,12 @@ def class_and_confidence(strip: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (C, ...), which are used up -> the class (...) uint8 and the softmax at it, 1 / sum exp(l - max l)."""
     top, classes = highest(strip)
     return classes, strip.sub_(top).exp_().sum(dim=0).reciprocal_()
+
+
+def classes_and_confidences(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """`class_and_confidence` of strips (C, rows, W), one below the other: (H, W) uint8 and (H, W)."""
+    labels, confidences = zip(*map(class_and_confidence, parts), strict=True)
+    return torch.cat(labels), torch.cat(confidences)
 
 
 def highest_at(scores: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:

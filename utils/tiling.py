@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from utils.inference import LEAST_SIDE
-from utils.strips import class_and_confidence, strips
+from utils.strips import classes_and_confidences, strips
 
 Box = tuple[int, int, int, int]
 
@@ -104,9 +104,7 @@ def classify(tiles: Grid, scores_of: Callable[[Box], Tensor]) -> Iterator[tuple[
         classes = len(held[first[0]][0])
         edges = [edge for begin in tiles.y.begins for edge in (begin, begin + tiles.y.tile) if edge > start]
         stop = min(*edges, height, start + max(_ROWS, _ENTRIES // (classes * tiles.x.length)))
-        parts = [class_and_confidence(strip) for strip in _blended(tiles, held, slice(start, stop))]
-        labels, confidence = zip(*parts, strict=True)
-        yield slice(start, stop), torch.cat(labels), torch.cat(confidence)
+        yield slice(start, stop), *classes_and_confidences(_blended(tiles, held, slice(start, stop)))
         start = stop
 
 
