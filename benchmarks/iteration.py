@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from utils.inference import upsample
 from utils.log import say
 from utils.runtime import DTYPES, compile_network, seed_everything, tune_kernels
 
+Shape = Sequence[int]
 QUICK = {
     "source.size": [128, 64],
     "target.size": [128, 64],
@@ -267,14 +269,28 @@ def utilisation(iteration: Iteration, seconds: float) -> str:
 
     Counted are convolutions and matrix products, forward and backward. seconds: what an update takes.
     """
-    with FlopCounterMode(display=False) as counter:
-        iteration.run()
-    work = counter.get_total_flops()
+    work = operations(iteration.run)
     ceiling = matmul_ceiling(iteration.state.device, iteration.recipe.precision)
     return (
         f"{iteration.images / seconds:.3g} images/s; {work / 1e12:.3g} TFLOP, {work / seconds / 1e12:.3g} TFLOP/s, "
         f"{work / seconds / ceiling:.0%} of a large matrix product's {ceiling / 1e12:.3g}"
     )
+
+
+def operations(run: Callable[[], object]) -> int:
+    """Floating-point operations of the convolutions and matrix products in a call, forward and backward."""
+    mapping = {torch.ops.aten.convolution_backward: _convolution_backward}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        run()
+    return int(counter.get_total_flops())
+
+
+def _convolution_backward(gradient: Shape, image: Shape, weight: Shape, *rest: Any, **_: Any) -> int:
+    """torch's own count takes the weight's gradient of a grouped convolution for that of a full one. Each of the two
+    gradients costs what the forward pass does: every weight of a channel once per place."""
+    transposed, output_mask = rest[4], rest[7]
+    places = math.prod(image if transposed else gradient)
+    return 2 * places * math.prod(weight[1:]) * sum(output_mask[:2])
 
 
 def matmul_ceiling(device: torch.device, precision: str) -> float:

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from benchmarks import alignment, naive
 from benchmarks.__main__ import MODULES, line, seconds
+from benchmarks.iteration import operations
 from benchmarks.timing import Case, Result, measure
 from tests.conftest import Script
 
@@ -190,6 +192,24 @@ def test_a_mistake_is_one_line(script: Script, arguments: tuple[str, ...], messa
     code, _, errors = script("benchmarks", *arguments)
     assert code == 2
     assert message in errors.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(8, 6, 3, stride=2, padding=1),
+        nn.Conv2d(8, 8, 3, groups=8),
+        nn.Conv2d(8, 6, 5, groups=2),
+        nn.ConvTranspose2d(8, 6, 3, stride=2, groups=2),
+    ],
+    ids=str,
+)
+def test_each_gradient_of_a_convolution_costs_what_its_forward_pass_does(layer: nn.Module) -> None:
+    """Grouped ones too, which torch's own counter takes for full ones."""
+    image = torch.rand(2, 8, 14, 18, requires_grad=True)
+    forward = operations(lambda: layer(image))
+    assert operations(lambda: layer(image).sum().backward()) == 3 * forward
+    assert operations(lambda: layer(image.detach()).sum().backward()) == 2 * forward
 
 
 @pytest.mark.parametrize("name", MODULES)
