@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 import os
 import signal
@@ -41,11 +40,10 @@ from utils.files import atomic_write
 from utils.flags import assignment
 from utils.interrupts import exit_code
 from utils.log import say, write_json
-from utils.run_folder import read_run
+from utils.run_folder import SELECTION, read_run
 from utils.runtime import launch
 
 ROOT = Path(__file__).resolve().parent.parent
-SELECTION = "selection.json"  # what utils.choose writes
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -214,15 +212,14 @@ def _outcome(rung: Rung, seed: int, last: Job) -> Outcome:
     names = run.keys("iou/")
     miou = dict(run.series("miou"))
     iou = {row["step"]: {name.removeprefix("iou/"): row[name] for name in names} for row in run.log if "miou" in row}
-    path = last.folder / SELECTION
-    selection = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"scores": {}, "chosen": {}}
+    scores = run.selection.get("scores", {})
     return Outcome(
         rung=rung.name,
         seed=seed,
         miou=miou,
         iou=iou,
-        criteria={name: {int(step): value for step, value in of.items()} for name, of in selection["scores"].items()},
-        chosen=selection["chosen"],
+        criteria={name: {int(step): value for step, value in of.items()} for name, of in scores.items()},
+        chosen=run.selection.get("chosen", {}),
         seconds=sum(_seconds(job) for job in last.chain),
         device=run.manifest["device"],
         folder=str(last.folder),

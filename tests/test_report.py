@@ -19,7 +19,7 @@ import train_step1
 import train_step2
 from tests.conftest import Script
 from tests.worlds import ALIGNED, NAMES, own_settings, write_own, write_settings
-from utils.run_folder import labels
+from utils.run_folder import labels, read_run
 
 HOSTILE = ("<script>alert(1)</script>", "a & b", 'quo"te', "it's/<b>")
 
@@ -335,6 +335,26 @@ def test_several_runs_are_compared_with_the_first(world: World, tmp_path: Path, 
     for name in NAMES:
         assert page.numbers("IoU per class")[name] == [content["runs"][run]["last"]["iou"][name] for run in runs]
     assert read(runs["adapted"] / "report.json")["baseline"] == str(runs["base"])
+
+
+def test_what_was_chosen_without_labels_stands_beside_the_last_and_the_best(
+    world: World, tmp_path: Path, script: Script
+) -> None:
+    runs = [copied(world.base, tmp_path / "base"), copied(world.adapted, tmp_path / "adapted")]
+    code, printed, errors = script("utils.choose", str(runs[1]), "--images", "2")
+    assert code == 0, errors
+    assert printed.splitlines()[-1] == f"in the report: python -m utils.report {runs[1]}"
+    choice = read(runs[1] / "selection.json")["choice"]
+    assert choice["miou"] == dict(read_run(runs[1]).series("miou"))[choice["step"]]
+    code, _, errors = script("utils.report", *map(str, runs), "--images", "2")
+    assert code == 0, errors
+    assert read(runs[1] / "report.json")["scores"]["chosen_without_labels"] == choice
+    assert f"update {choice['step']}, chosen without labels by information" in (runs[1] / "report.html").read_text()
+    assert "chosen without labels by" not in (runs[0] / "report.html").read_text()
+    content, rows = read(runs[0] / "comparison.json")["runs"], Page(runs[0] / "comparison.html").numbers("Runs")
+    assert content["base"]["chosen_without_labels"] is None
+    assert content["adapted"]["chosen_without_labels"] == choice
+    assert rows["adapted"][2] == choice["miou"]
 
 
 def test_a_baseline_comes_first_and_a_run_given_twice_once(world: World, tmp_path: Path, script: Script) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,9 @@ from utils import build
 from utils.checkpoint import load_last
 from utils.config import ConfigError, Parser
 from utils.log import progress, say, write_json
-from utils.run_folder import RunRecord, read_run
+from utils.run_folder import SELECTION, RunRecord, read_run
 from utils.runtime import autocast, launch, pick_device
 from utils.selection import CRITERIA, CRITERION, Labels, Tally, agreement, choose, label_map, spearman
-
-SELECTION = "selection.json"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -46,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = select(run, images=arguments.images)
     write_json(run.folder / SELECTION, result)
     say(_table(result))
-    say(f"chosen by {CRITERION}: update {result['chosen'][CRITERION]}; all numbers: {run.folder / SELECTION}")
+    say(f"chosen by {CRITERION}: update {result['choice']['step']}; all numbers: {run.folder / SELECTION}")
+    say(f"in the report: python -m utils.report {shlex.quote(str(arguments.run))}")
 
 
 def select(run: RunRecord, *, images: int) -> dict[str, Any]:
@@ -60,13 +60,17 @@ def select(run: RunRecord, *, images: int) -> dict[str, Any]:
         for step, tally in tallies.items()
     }
     by_criterion = {name: {step: scores[step][name] for step in scores} for name in CRITERIA}
+    chosen = {name: choose(values) for name, values in by_criterion.items()}
+    truth = _truth(run, by_criterion)
+    true = truth.get("miou_on_target_labels", {})
     return {
+        "choice": {"criterion": CRITERION, "step": chosen[CRITERION], "miou": true.get(chosen[CRITERION])},
         "images": len(gaze.loader.images),
         "split": run.stage.split,
         "teacher": "the run's" if taught else "mean of the checkpoints",
         "scores": by_criterion,
-        "chosen": {name: choose(values) for name, values in by_criterion.items()},
-        **_truth(run, by_criterion),
+        "chosen": chosen,
+        **truth,
     }
 
 

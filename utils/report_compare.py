@@ -56,6 +56,7 @@ def to_dict(runs: Sequence[RunRecord], looks: Mapping[str, Divergence]) -> dict[
                 run.label: {
                     "folder": run.folder,
                     "last": run.last or None,
+                    "chosen_without_labels": run.choice or None,
                     "best_selected_on_target_labels": run.best or None,
                     "divergence": looks[run.label].summary() if run.label in looks else None,
                 }
@@ -76,13 +77,23 @@ def _runs(runs: Sequence[RunRecord]) -> Html:
                 run.label,
                 number(last),
                 number(None) if gain is None else difference(gain),
+                number(run.choice.get("miou")),
                 number(run.best.get("miou")),
                 result.get("steps", NONE),
                 duration(result["seconds"]) if result else NONE,
                 tag("span", method(run)),
             ]
         )
-    head = ["run", "mIoU, last", "difference", "mIoU, best *", "updates", "time", "trained with"]
+    head = [
+        "run",
+        "mIoU, last",
+        "difference",
+        "mIoU, chosen without labels",
+        "mIoU, best *",
+        "updates",
+        "time",
+        "trained with",
+    ]
     lacking = [run.label for run in runs if not run.last]
     note = missing(f"{', '.join(lacking)}: {NO_VALIDATION}") if lacking else None
     return join(table(head, rows), tag("p", f"* {LABEL_SELECTED}.", class_="note"), note)

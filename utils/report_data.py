@@ -147,6 +147,7 @@ class Report:
             "last": None if after is None else {"miou": mean_iou(after), "iou": named(after)},
             "baseline": None if before is None else {"miou": mean_iou(before), "iou": named(before)},
             "difference": None if before is None or after is None else named(after - before),
+            "chosen_without_labels": self.run.choice or None,
             "best_selected_on_target_labels": self.run.best or None,
         }
 

@@ -66,6 +66,9 @@ def tiles(report: Report) -> Html:
         entries.append((number(mean_iou(after)), "mIoU, last checkpoint"))
     if after is not None and before is not None and report.baseline:
         entries.append((difference(mean_iou(after) - mean_iou(before)), f"against {report.baseline.label}"))
+    if run.choice:
+        what = f"update {run.choice['step']}, chosen without labels by {run.choice['criterion']}"
+        entries.append((number(run.choice["miou"]), what))
     if run.best:
         entries.append(
             (number(run.best["miou"]), f"best, at update {run.best['step']} ({LABEL_SELECTED.split(':')[0]})")

@@ -1,7 +1,7 @@
 """What the folder of a run says: settings, scores, logs. Reads files only; nothing is computed.
 
 A run is `config.toml` and `log.jsonl`; `manifest.json` is there once it has ended, `confusion.json` once it has been
-validated.
+validated, `selection.json` once `python -m utils.choose` has chosen a checkpoint.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ Series = list[tuple[int, float]]
 """(update, value) pairs."""
 
 CONFUSION = "confusion.json"
+SELECTION = "selection.json"
 SECTIONS = ("step1", "step2")
 
 
@@ -37,6 +38,7 @@ class RunRecord:
     log: Sequence[Mapping[str, Any]]
     manifest: Mapping[str, Any]
     confusion_file: Mapping[str, Any]
+    selection: Mapping[str, Any]
 
     @property
     def stage(self) -> Stage:
@@ -66,6 +68,12 @@ class RunRecord:
     def best(self) -> Mapping[str, Any]:
         """mIoU and step of the checkpoint chosen on target labels; empty without validation."""
         return self.result.get("best_selected_on_target_labels") or {}
+
+    @property
+    def choice(self) -> Mapping[str, Any]:
+        """criterion, step and mIoU (None without validation) of the checkpoint chosen without labels; empty while none
+        has been."""
+        return self.selection.get("choice") or {}
 
     def iou(self, names: Sequence[str]) -> Scores | None:
         """(C,) IoU of the last checkpoint, None without validation."""
@@ -102,6 +110,7 @@ def read_run(folder: Path, *, label: str = "") -> RunRecord:
         log=_lines(folder / "log.jsonl"),
         manifest=manifest,
         confusion_file=read_json(folder / CONFUSION),
+        selection=read_json(folder / SELECTION),
     )
 
 
