@@ -7,7 +7,6 @@ all their work and move nothing. `python -m benchmarks.profile` takes an iterati
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -99,12 +98,7 @@ class Iteration:
         for group in (*state.optimizer.param_groups, *state.optimizer_d.param_groups):
             group["lr"] = 0.0
         method.train()
-        recipe = Recipe(
-            weights=dataclasses.asdict(stage.weights),
-            statistics=stage.statistics,
-            precision=config.run.precision,
-            normalize=build.normalizer(network, config),
-        )
+        recipe = Recipe.of(config, stage, build.normalizer(network, config))
         sizes = [build.input_size(config, domain) for domain in ("source", "target")]
         rng = np.random.default_rng(0)
 

@@ -37,7 +37,7 @@ from benchmarks.rungs import BY_NAME, RUNGS, Rung
 from utils import build
 from utils.config import ConfigError, Parser, nearest
 from utils.files import atomic_write
-from utils.flags import assignment
+from utils.flags import assignment, at_least_one
 from utils.interrupts import exit_code
 from utils.log import say, write_json
 from utils.run_folder import SELECTION, read_run
@@ -79,7 +79,7 @@ def _parser() -> Parser:
     parser.add_argument("--results", type=Path, default=Path("docs/results"), metavar="FOLDER", help="docs/results")
     parser.add_argument("--metric", default="miou", metavar="CLASS", help="class whose IoU counts (mean of all)")
     parser.add_argument("--steps-scale", type=_scale, default=1.0, metavar="X", help="factor of all updates (1)")
-    parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs at once (1)")
+    parser.add_argument("--jobs", type=at_least_one, default=1, metavar="N", help="runs at once (1)")
     parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE", help="as of the scripts")
     parser.add_argument("--list", action="store_true", help="say what would be run")
     parser.add_argument("--report-only", action="store_true", help="write the results of what is finished")
@@ -91,12 +91,6 @@ def _seeds(text: str) -> list[int]:
     if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts) or text == "0":
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number of seeds nor a list of different ones")
     return list(range(int(text))) if len(parts) == 1 else [int(part) for part in parts]
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 def _scale(text: str) -> float:

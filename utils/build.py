@@ -32,7 +32,6 @@ from model.activations import checkpoint_blocks, use_inplace_norms
 from model.bafft import BAFFT, Alignment
 from model.deeplab import NetworkError, SegmentationNetwork, build_network, input_statistics
 from model.discriminator import Discriminator
-from model.extras.lessons import LessonSettings
 from model.weights import (
     Report,
     Weights,
@@ -617,11 +616,6 @@ def build_method(
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return method.to(device)
-
-
-def lesson_settings(stage: Stage) -> LessonSettings:
-    """How a teacher's labels become lessons."""
-    return LessonSettings(threshold=stage.teacher_threshold, block=stage.mask_block, ratio=stage.mask_ratio)
 
 
 def _place(network: SegmentationNetwork, device: torch.device) -> SegmentationNetwork:

@@ -10,7 +10,6 @@ checkpoint each criterion chooses; where the run has been validated, the true mI
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from model.deeplab import SegmentationNetwork
 from utils import build
 from utils.checkpoint import load_last
 from utils.config import ConfigError, Parser
+from utils.flags import at_least_one
 from utils.log import progress, say, write_json
 from utils.run_folder import SELECTION, RunRecord, read_run
 from utils.runtime import autocast, launch, pick_device
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Score the checkpoints, say what is chosen, write it down."""
     parser = Parser(description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run (--snapshot-dir)")
-    parser.add_argument("--images", type=_at_least_one, default=200, metavar="N", help="images to look at (200)")
+    parser.add_argument("--images", type=at_least_one, default=200, metavar="N", help="images to look at (200)")
     arguments = parser.parse_args(argv)
     run = read_run(arguments.run)
     result = select(run, images=arguments.images)
@@ -174,12 +174,6 @@ def _table(result: Mapping[str, Any]) -> str:
         ]
         lines.append(f"{step:8d}" + "".join(cells) + (f"{true[step]:8.2f}" if step in true else ""))
     return "\n".join(lines)
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 if __name__ == "__main__":

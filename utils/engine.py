@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -33,7 +33,7 @@ from model.extras.lessons import (
 from model.extras.teacher import PseudoLabels, Teacher, confident
 from model.regions import IGNORE
 from utils.checkpoint import require_keys, restore_rng, rng_state
-from utils.config import Stage
+from utils.config import Config, Stage
 from utils.inference import upsample
 from utils.log import progress
 from utils.nonfinite import is_bad, remembered
@@ -174,6 +174,19 @@ class Recipe:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "active", frozenset(name for name, weight in self.weights.items() if weight))
+
+    @classmethod
+    def of(cls, config: Config, stage: Stage, normalize: Callable[[Tensor], Tensor]) -> Recipe:
+        """What a configuration says of a stage. normalize: of the network's input (utils/build.py)."""
+        return cls(
+            weights=asdict(stage.weights),
+            statistics=stage.statistics,
+            precision=config.run.precision,
+            normalize=normalize,
+            lessons=LessonSettings(threshold=stage.teacher_threshold, block=stage.mask_block, ratio=stage.mask_ratio),
+            seed=config.run.seed,
+            skip_nonfinite=config.run.nonfinite == "skip",
+        )
 
     @staticmethod
     def needs_target(weights: Mapping[str, float], statistics: str) -> bool:

@@ -390,6 +390,13 @@ def _device(arguments: argparse.Namespace) -> str | None:
     return "cpu" if arguments.cpu else None if arguments.gpu is None else f"cuda:{arguments.gpu}"
 
 
+def at_least_one(text: str) -> int:
+    """A positive whole number. Raises ArgumentTypeError."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
 def assignment(text: str) -> tuple[str, Any]:
     """Path and value of `KEY=VALUE`; the value is TOML, and text where it is not."""
     key, separator, value = text.partition("=")

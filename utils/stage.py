@@ -66,8 +66,7 @@ def _train(config: Config, options: Options, section: str) -> dict[str, Any]:
     device = pick_device(config.run.device)
 
     classes = build.class_table(config, options.arguments)
-    weights = dataclasses.asdict(stage.weights)
-    needs_target = Recipe.needs_target(weights, stage.statistics)
+    needs_target = Recipe.needs_target(dataclasses.asdict(stage.weights), stage.statistics)
     with build.full_report_named(options, section):
         source = build.source_dataset(config, stage, classes)
         target = build.target_dataset(config, stage, classes) if needs_target else None
@@ -84,15 +83,7 @@ def _train(config: Config, options: Options, section: str) -> dict[str, Any]:
     restore_from = "random" if options.continue_train else stage.restore_from
     network, report = build.network_and_report(config, restore_from, classes, device)
     normalize = build.normalizer(network, config)
-    recipe = Recipe(
-        weights=weights,
-        statistics=stage.statistics,
-        precision=config.run.precision,
-        normalize=normalize,
-        lessons=build.lesson_settings(stage),
-        seed=config.run.seed,
-        skip_nonfinite=config.run.nonfinite == "skip",
-    )
+    recipe = Recipe.of(config, stage, normalize)
     method = build.build_method(network, classes, config, stage, device)
     diagnosis = Diagnosis.begin(config, stage, classes, network, normalize) if config.run.diagnostics else None
     state = TrainState.fresh(method, stage, device=device, precision=config.run.precision)
