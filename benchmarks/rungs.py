@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from model.bafft import ALIGNMENT_LOSSES
+
 METHOD = ("weights", "aim", "aim_weights", "isia", "label_map", "rare_classes")
 """Settings of a stage that make the method; all others belong to every rung alike."""
 
@@ -61,6 +63,7 @@ RUNGS = (
     _without("aim", "AIM's weights", stage={"aim": "none"}),
     _without("instances", "instance matching", stage={"weights": {"instances": 0.0}}),
     _without("stuff", "stuff matching", stage={"weights": {"stuff": 0.0}}),
+    _without("alignment", "any matching, ISIA or AIM", stage={"weights": dict.fromkeys(ALIGNMENT_LOSSES, 0.0)}),
     _without("adversary", "the adversary", stage={"weights": {"adv": 0.0}}),
     _without("image_level", "translated images", translated=False),
     _without("stage2", "stage 2", stages=1),
