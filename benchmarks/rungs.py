@@ -15,6 +15,7 @@ from model.bafft import ALIGNMENT_LOSSES
 METHOD = ("weights", "aim", "aim_weights", "isia", "label_map", "rare_classes")
 """Settings of a stage that make the method; all others belong to every rung alike."""
 
+ISIA_LOSSES = ("separation", "aggregation")
 SOURCE_ONLY, CONFIGURED, ORACLE = "source_only", "configured", "oracle"
 
 
@@ -67,6 +68,9 @@ RUNGS = (
     _without("adversary", "the adversary", stage={"weights": {"adv": 0.0}}),
     _without("image_level", "translated images", translated=False),
     _without("stage2", "stage 2", stages=1),
+    _extra(
+        "strong_isia", "ISIA in both stages, weights 1", isia="paper", weights={"separation": 1.0, "aggregation": 1.0}
+    ),
     _extra("entropy", "entropy minimisation", weights={"entropy": 1e-3}),
     _extra("online", "a teacher's labels", weights={"online": 1.0}),
     _extra("mixed", "ClassMix", weights={"mixed": 1.0}),

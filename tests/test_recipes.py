@@ -28,11 +28,16 @@ PAIRS = {  # recipe -> source and target corpus
     "deepglobe_to_massroads": ("deepglobe", "massachusetts_roads"),
 }
 STREETS, AERIAL = list(PAIRS)[:2], list(PAIRS)[2:]
-VARIANTS = [*PAIRS, *(f"{name}_paper" for name in PAIRS)]
+VARIANTS = [*PAIRS, *(f"{name}_paper" for name in PAIRS), *(f"{name}_improved" for name in STREETS)]
 
 
 def recipe(name: str) -> Config:
     return build_config(read_config(CONFIGS / f"{name}.toml"), where=name)
+
+
+def plain(name: str) -> str:
+    """The recipe that a variant varies."""
+    return name.removesuffix("_paper").removesuffix("_improved")
 
 
 # ---- settings ----
@@ -41,7 +46,7 @@ def recipe(name: str) -> Config:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_recipe_joins_its_two_corpora(name: str) -> None:
     config = recipe(name)
-    assert (config.source["corpus"], config.target["corpus"]) == PAIRS[name.removesuffix("_paper")]
+    assert (config.source["corpus"], config.target["corpus"]) == PAIRS[plain(name)]
 
 
 @pytest.mark.parametrize("name", AERIAL)
@@ -77,6 +82,16 @@ def test_released_and_paper_differ_in_their_losses_alone(name: str) -> None:
             for key in ("weights", "aim", "isia"):
                 config[stage].pop(key)
     assert released == paper
+
+
+@pytest.mark.parametrize("name", STREETS)
+def test_improved_adds_translation_and_classmix_and_nothing_else(name: str) -> None:
+    released, improved = recipe(name).to_dict(), recipe(f"{name}_improved").to_dict()
+    assert (released["translation"].pop("method"), improved["translation"].pop("method")) == ("none", "lab")
+    for stage in ("step1", "step2"):
+        assert (released[stage]["weights"].pop("mixed"), improved[stage]["weights"].pop("mixed")) == (0.0, 1.0)
+    assert released.pop("evaluate")["save"] != improved.pop("evaluate")["save"]
+    assert released == improved
 
 
 def test_later_files_are_laid_over_earlier_ones(tmp_path: Path) -> None:
@@ -117,7 +132,7 @@ def shrunk(name: str, root: Path) -> list[str]:
 def test_all_five_scripts_run_on_the_official_layout(
     name: str, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, target = PAIRS[name.removesuffix("_paper")]
+    source, target = PAIRS[plain(name)]
     write_corpus(source, tmp_path / "source")
     write_corpus(target, tmp_path / "target")
     monkeypatch.chdir(tmp_path)
