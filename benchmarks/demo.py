@@ -4,7 +4,7 @@
     python -m benchmarks.demo --seed 1 --out runs/demo1
 
 Renders the data, trains source-only, the control, stage 1 and stage 2, and ends with a table, a picture,
-`summary.json` and the pages of utils/report.py. What an earlier, interrupted demo finished in the same folder is kept.
+`summary.json` and the pages of utils/report/. What an earlier, interrupted demo finished in the same folder is kept.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from typing import Any
 
 from benchmarks.ladder_scores import CHOICES
 from benchmarks.rungs import BY_NAME, ORACLE, SOURCE_ONLY
-from utils.charts import axis
-from utils.markup import NONE, Html, join, tag
+from utils.report.charts import axis
+from utils.report.markup import NONE, Html, join, tag
 from utils.selection import CRITERIA, CRITERION
 
 LAST, BEST, LABEL_FREE = CHOICES.values()

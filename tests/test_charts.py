@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.charts import MOST_POINTS, Cloud, LineChart, MatrixChart, PointMap, StripChart, axis, thinned
-from utils.markup import Html, join, number, significant, table, tag
+from utils.report.charts import MOST_POINTS, Cloud, LineChart, MatrixChart, PointMap, StripChart, axis, thinned
+from utils.report.markup import Html, join, number, significant, table, tag
 
 HOSTILE = "<script>alert('x')</script>&\""
 

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("model", "dataset", "utils", "benchmarks", "tests")
-COMPOSING = {"utils.build", "utils.cyclegan", "utils.engine", "utils.inspection", "utils.reporting", "utils.stage"}
+COMPOSING = {"utils.build", "utils.cyclegan", "utils.engine", "utils.inspection", "utils.report.write", "utils.stage"}
 ALLOWED_ROOMS = {"model": {"model"}, "dataset": {"dataset"}, "utils": {"utils"}}
 
 

@@ -27,7 +27,7 @@ from benchmarks.rungs import BY_NAME, RUNGS
 from tests.conftest import Script
 from tests.worlds import TINY_NETWORK, own_settings, write_own, write_settings
 from utils.config import Config, ConfigError, build_config, read_config
-from utils.markup import NONE
+from utils.report.markup import NONE
 from utils.selection import CRITERIA, CRITERION
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

@@ -38,7 +38,7 @@ from utils.interrupts import Request, exit_code, postponed
 from utils.lock import only_one
 from utils.log import RunLog, say, write_json, write_manifest
 from utils.metrics import ConfusionMatrix, iou_array
-from utils.reporting import report_at_end
+from utils.report.write import report_at_end
 from utils.resume import changes, refusals
 from utils.run_folder import CONFUSION
 from utils.runtime import compile_network, peak_memory_mb, pick_device, seed_everything, tune_kernels

@@ -9,12 +9,12 @@ import numpy as np
 
 from utils.diagnostics import Divergence
 from utils.log import plain
-from utils.markup import NONE, Child, Html, join, number, page, pairs, table, tag
 from utils.metrics import mean_iou
-from utils.report_data import Classes
-from utils.report_features import divergence_table
-from utils.report_page import curves
-from utils.report_parts import (
+from utils.report.data import Classes
+from utils.report.features import divergence_table
+from utils.report.markup import NONE, Child, Html, join, number, page, pairs, table, tag
+from utils.report.page import curves
+from utils.report.parts import (
     LABEL_SELECTED,
     NO_VALIDATION,
     class_colours,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from utils.markup import Child, Html, join, tag
+from utils.report.markup import Child, Html, join, tag
 
 Series = Sequence[tuple[float, float]]
 Matrix = npt.NDArray[np.float64]

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-STYLE = Path(__file__).with_name("report.css")
+STYLE = Path(__file__).with_name("page.css")
 _VOID = ("img", "meta", "br", "line", "rect", "circle", "path", "polyline")  # elements without content
 NONE = "\N{EN DASH}"  # where there is no number
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"

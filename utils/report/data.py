@@ -1,4 +1,4 @@
-"""What a report tells, as data: utils/report_page.py makes a page of it, `to_dict` JSON, both from the same numbers."""
+"""What a report tells, as data: utils/report/page.py makes a page of it, `to_dict` JSON, both from the same numbers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from utils.diagnostics import Divergence, PairChange, Plane, RegionSet, changed_pairs, coverage, principal_plane
 from utils.log import plain
-from utils.markup import Html
 from utils.metrics import ConfusionMatrix, Scores, Subsets, mean_iou
+from utils.report.markup import Html
 from utils.run_folder import RunRecord
 
 

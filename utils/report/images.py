@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from utils.markup import Html, image
+from utils.report.markup import Html, image
 
 LARGEST = 480  # pixels a side
 # Anchors of viridis, which grows evenly lighter: dark for doubt, in print and for the colour-blind, too.

@@ -13,14 +13,15 @@ from dataset.corpora import DataError
 from dataset.labels import IGNORE, ClassTable
 from dataset.segmentation import SegmentationDataset
 from model.weight_files import first_line
-from utils import build, report_compare, report_page
+from utils import build
 from utils.config import ConfigError
 from utils.files import atomic_write
 from utils.inspection import Domains, Lens, Pixels, PseudoLabels, View, domains, pseudo_labels, some_of, training_images
 from utils.inspection import divergence as measure
 from utils.log import say, write_json
-from utils.report_data import Classes, Gallery, Look, Missing, PseudoScores, Report
-from utils.report_images import confidence_map, label_map, photograph
+from utils.report import compare, page
+from utils.report.data import Classes, Gallery, Look, Missing, PseudoScores, Report
+from utils.report.images import confidence_map, label_map, photograph
 from utils.run_folder import RunRecord, labels, read_json, read_run, read_runs
 
 PAGE = "report.html"
@@ -64,7 +65,7 @@ def write_reports(
     for run in runs:
         path = out if single and out else run.folder / PAGE
         report = compose(run, _started_from(run) if run is first else first, gaze, command)
-        _write(path, report_page.render(report), report.to_dict())
+        _write(path, page.render(report), report.to_dict())
         written.append(path)
     if not single:
         compared = [first, *(run for run in runs if run is not first)]
@@ -236,8 +237,8 @@ def _compare(runs: Sequence[RunRecord], gaze: Gaze, path: Path, command: str) ->
     """Write the comparison of several runs."""
     seen = {run.label: gaze.at(run) for run in runs}
     looks = {label: one.look.divergence for label, one in seen.items() if isinstance(one, Seen)}
-    text = report_compare.render(runs, _plain_classes(gaze.classes), looks, command)
-    _write(path, text, report_compare.to_dict(runs, looks))
+    text = compare.render(runs, _plain_classes(gaze.classes), looks, command)
+    _write(path, text, compare.to_dict(runs, looks))
     return path
 
 

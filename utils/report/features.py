@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from utils.charts import Cloud, LineChart, MatrixChart, PointMap, StripChart
 from utils.diagnostics import Divergence, Plane
-from utils.markup import Html, join, significant, table, tag
 from utils.metrics import Scores
-from utils.report_data import Classes, Look, Missing, Report
-from utils.report_parts import missing, named
+from utils.report.charts import Cloud, LineChart, MatrixChart, PointMap, StripChart
+from utils.report.data import Classes, Look, Missing, Report
+from utils.report.markup import Html, join, significant, table, tag
+from utils.report.parts import missing, named
 from utils.run_folder import RunRecord
 
 SUMMARY = {  # key of Divergence.summary -> what it says, better when

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from utils.charts import LineChart, MatrixChart, StripChart
 from utils.diagnostics import PairChange, coverage, row_percent
-from utils.markup import Child, Html, join, number, page, pairs, significant, table, tag
 from utils.metrics import Scores, mean_iou
-from utils.report_data import Classes, Missing, Report
-from utils.report_features import distances, features, memory
-from utils.report_parts import (
+from utils.report.charts import LineChart, MatrixChart, StripChart
+from utils.report.data import Classes, Missing, Report
+from utils.report.features import distances, features, memory
+from utils.report.markup import Child, Html, join, number, page, pairs, significant, table, tag
+from utils.report.parts import (
     LABEL_SELECTED,
     NO_VALIDATION,
     bar,

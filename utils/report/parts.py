@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from utils.markup import Html, join, number, tag
-from utils.report_data import Classes
+from utils.report.data import Classes
+from utils.report.markup import Html, join, number, tag
 from utils.run_folder import RunRecord
 
 LABEL_SELECTED = "chosen on target labels: never compare it with a number that was not"

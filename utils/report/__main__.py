@@ -17,7 +17,7 @@ from pathlib import Path
 from utils.build import MISTAKES
 from utils.config import ConfigError, Parser
 from utils.log import say
-from utils.reporting import write_reports
+from utils.report.write import write_reports
 from utils.runtime import launch
 
 

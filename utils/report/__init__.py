@@ -1,0 +1,1 @@
+"""Pages about runs (docs/report.md): `write` gathers what a page tells as `data`, `page` and `compare` lay it out."""
