@@ -1,7 +1,8 @@
 """Stage 1: align a labelled source and an unlabelled target on all levels at once.
 
     python train_step1.py                                             GTA5 -> Cityscapes, released settings
-    python train_step1.py --config configs/camvid_day_to_dusk.toml    data of one's own
+    python train_step1.py --config configs/camvid_source_only.toml    data of one's own, the source alone
+    python train_step1.py --config configs/camvid_day_to_dusk.toml    from there, with the target
     python train_step1.py --continue-train                            go on after an interruption
 
 One update: source forward, fill the banks, cross-entropy; target forward, adversary and matching against the banks;

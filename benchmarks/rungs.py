@@ -68,9 +68,7 @@ RUNGS = (
     _without("adversary", "the adversary", stage={"weights": {"adv": 0.0}}),
     _without("image_level", "translated images", translated=False),
     _without("stage2", "stage 2", stages=1),
-    _extra(
-        "strong_isia", "ISIA in both stages, weights 1", isia="paper", weights={"separation": 1.0, "aggregation": 1.0}
-    ),
+    _extra("strong_isia", "ISIA in both stages, weights 1", isia="paper", weights=dict.fromkeys(ISIA_LOSSES, 1.0)),
     _extra("entropy", "entropy minimisation", weights={"entropy": 1e-3}),
     _extra("online", "a teacher's labels", weights={"online": 1.0}),
     _extra("mixed", "ClassMix", weights={"mixed": 1.0}),

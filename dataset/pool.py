@@ -77,14 +77,14 @@ def _interrupts_held() -> Iterator[None]:
         return
     # The mask is for the processes. It alone holds nothing: another thread, one of OpenBLAS, would take the signal.
     came: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
     try:
+        signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
         with _masked():
             yield
     finally:
         signal.signal(signal.SIGINT, handler)
-    if came:
-        signal.raise_signal(signal.SIGINT)
+        if came:  # also where the block failed: whoever asks to end means it
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextlib.contextmanager

@@ -575,9 +575,13 @@ def last_checkpoint(restore_from: str) -> Path | str:
     if restore_from in HUBS or path.is_file():
         return restore_from
     if not (path / "last.pt").is_file():
+        recipe = Path("configs") / f"{path.parent.name}.toml"
+        before = (
+            f"python train_step1.py --config {recipe} first" if recipe.is_file() else "the script that comes before"
+        )
         raise WeightsError(
-            f"{restore_from}: neither a weights file nor the folder of a run (no last.pt in it); run the training "
-            f"script that comes before, or name a file, or one of {', '.join(HUBS)} where training starts"
+            f"{restore_from}: neither a weights file nor the folder of a run (no last.pt in it); run {before}, "
+            f"or name a file, or one of {', '.join(HUBS)} where training starts"
         )
     return path / "last.pt"
 

@@ -197,16 +197,34 @@ class Recipe:
 def train_step(state: TrainState, recipe: Recipe, batches: Sequence[Pair]) -> Losses:
     """One update from `iter_size` pairs of source and target batches (spec 1, "one training iteration").
 
+    Returns every computed loss, unweighted and detached. Nothing here waits for the device but the alignment, once a
+    pair: components are found on the host (model/regions.py).
+    """
+    undo = remembered(state.method) if recipe.skip_nonfinite else None
+    total = accumulate(state, recipe, batches)
+    if undo is not None and is_bad(total, state.method, scaled=state.scaler.is_enabled()):
+        undo()
+        return total
+    if recipe.active:  # else only statistics move, and a scaler that has scaled nothing refuses to step
+        with recipe.part("optimisers"):
+            _step(state, recipe)
+    if state.teacher is not None:
+        with recipe.part("teacher"):
+            state.teacher.follow(state.method.network)
+    return total
+
+
+def accumulate(state: TrainState, recipe: Recipe, batches: Sequence[Pair]) -> Losses:
+    """Leave the gradients of an update in the parameters; statistics, banks and AIM's weights move, no weight does.
+
     Cross-entropies are normalised by the labelled pixels of all pairs together and the other terms averaged over the
     pairs, so accumulating n batches of m images weighs every image as one batch of n * m would. (Batch norm and AIM's
-    adaptive weights still see one pair at a time.) Returns every computed loss, unweighted and detached. Nothing here
-    waits for the device but the alignment, once a pair: components are found on the host (model/regions.py).
+    adaptive weights still see one pair at a time.) Returns every computed loss, unweighted and detached.
     """
     with recipe.part("data"):
         batches = on_device(batches, state.device)
         source_pixels, target_pixels = (_labelled_pixels(side) for side in zip(*batches, strict=True))
     share = 1 / len(batches)
-    undo = remembered(state.method) if recipe.skip_nonfinite else None
     total: Losses = {}
     state.optimizer.zero_grad(set_to_none=True)
     state.optimizer_d.zero_grad(set_to_none=True)
@@ -221,15 +239,6 @@ def train_step(state: TrainState, recipe: Recipe, batches: Sequence[Pair]) -> Lo
                 losses |= _discriminator_part(state, recipe, source_log, probabilities, share=share)
         for name, loss in losses.items():
             total[name] = total.get(name, 0.0) + loss.detach()
-    if undo is not None and is_bad(total, state.method, scaled=state.scaler.is_enabled()):
-        undo()
-        return total
-    if recipe.active:  # else only statistics move, and a scaler that has scaled nothing refuses to step
-        with recipe.part("optimisers"):
-            _step(state, recipe)
-    if state.teacher is not None:
-        with recipe.part("teacher"):
-            state.teacher.follow(state.method.network)
     return total
 
 

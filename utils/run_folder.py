@@ -72,8 +72,10 @@ class RunRecord:
     @property
     def choice(self) -> Mapping[str, Any]:
         """criterion, step and mIoU (None without validation) of the checkpoint chosen without labels; empty while none
-        has been."""
-        return self.selection.get("choice") or {}
+        has been, or where the run has gone on since."""
+        choice = self.selection.get("choice") or {}
+        seen = max(map(int, self.selection["scores"][choice["criterion"]])) if choice else 0
+        return choice if not self.log or seen >= self.log[-1]["step"] else {}
 
     def iou(self, names: Sequence[str]) -> Scores | None:
         """(C,) IoU of the last checkpoint, None without validation."""
@@ -142,9 +144,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ConfigError(f"{path} is damaged ({error}); remove it to make the report without it") from None
+        raise ConfigError(f"{path} is damaged ({error}); remove it to do without it") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds no JSON object; remove it to make the report without it")
+        raise ConfigError(f"{path} holds no JSON object; remove it to do without it")
     return content
 
 

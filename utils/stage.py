@@ -356,7 +356,7 @@ class TrainingRun:
 
 
 def _check_folder(stage: Stage, options: Options) -> None:
-    """A run never overwrites another one silently, nor resumes one that is not there."""
+    """A run never overwrites another one silently, nor resumes or starts from one that is not there."""
     exists = (Path(stage.snapshot_dir) / "last.pt").exists()
     if exists and not options.continue_train:
         raise ConfigError(
@@ -365,6 +365,8 @@ def _check_folder(stage: Stage, options: Options) -> None:
         )
     if options.continue_train and not exists:
         raise ConfigError(f"--continue-train: there is no {Path(stage.snapshot_dir) / 'last.pt'} to go on from")
+    if not options.continue_train:
+        build.last_checkpoint(stage.restore_from)
 
 
 def _inputs(report: Report, source: SegmentationDataset, target: SegmentationDataset | None) -> dict[str, Any]:

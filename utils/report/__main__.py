@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.build import MISTAKES
-from utils.config import ConfigError, Parser
+from utils.config import Parser
+from utils.flags import at_least_one
 from utils.log import say
 from utils.report.write import write_reports
 from utils.runtime import launch
@@ -24,8 +25,6 @@ from utils.runtime import launch
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line, write the pages, say where they are."""
     arguments = _arguments(argv)
-    if arguments.images < 1:
-        raise ConfigError(f"--images must be at least 1, not {arguments.images}")
     for path in write_reports(arguments.runs, baseline=arguments.baseline, out=arguments.out, images=arguments.images):
         say(f"report: {path}")
 
@@ -36,7 +35,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--baseline", type=Path, metavar="RUN", help="what each run is compared with (default: the "
                         "first of several; of a single one the run that it started from)")  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the page (of several: the comparison) here")
-    parser.add_argument("--images", type=int, default=16, metavar="N", help="images of each domain to look at (16)")
+    parser.add_argument(
+        "--images", type=at_least_one, default=16, metavar="N", help="images of each domain to look at (16)"
+    )
     return parser.parse_args(argv)
 
 
