@@ -576,11 +576,9 @@ def last_checkpoint(restore_from: str) -> Path | str:
         return restore_from
     if not (path / "last.pt").is_file():
         recipe = Path("configs") / f"{path.parent.name}.toml"
-        before = (
-            f"python train_step1.py --config {recipe} first" if recipe.is_file() else "the script that comes before"
-        )
+        before = f"python train_step1.py --config {recipe}" if recipe.is_file() else "the script that comes before it"
         raise WeightsError(
-            f"{restore_from}: neither a weights file nor the folder of a run (no last.pt in it); run {before}, "
+            f"{restore_from}: neither a weights file nor the folder of a run (no last.pt in it); first run {before}, "
             f"or name a file, or one of {', '.join(HUBS)} where training starts"
         )
     return path / "last.pt"
