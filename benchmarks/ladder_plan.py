@@ -162,7 +162,7 @@ def _laid(recipe: Recipe, rung: Rung) -> dict[str, Any]:
                 section.pop(key, None)
     if rung.losses:
         data = merge(data, read_config(LOSSES / f"{rung.losses}.toml"))
-    data = merge(data, dict.fromkeys(STAGES, rung.stage))
+    data = merge(merge(data, dict.fromkeys(STAGES, rung.stage)), {"step2": rung.step2})
     if not rung.translated:
         override(data, "translation.method", "none")
     if rung.target_labels:

@@ -16,6 +16,8 @@ METHOD = ("weights", "aim", "aim_weights", "isia", "label_map", "rare_classes")
 """Settings of a stage that make the method; all others belong to every rung alike."""
 
 ISIA_LOSSES = ("separation", "aggregation")
+ISIA = {"isia": "paper", "weights": dict.fromkeys(ISIA_LOSSES, 1e-2)}
+AIM = {"aim": "adaptive"}
 SOURCE_ONLY, CONFIGURED, ORACLE = "source_only", "configured", "oracle"
 
 
@@ -24,9 +26,9 @@ class Rung:
     """One way to train.
 
     fresh: the settings METHOD start from their defaults instead of the recipe's. losses: a fragment of configs/losses.
-    stage: laid over both stages, last. translated: source images are translated where the recipe says so. stages: 1
-    trains stage 1 for the updates of both, None as the recipe does. target_labels: the target's own training labels
-    take the place of the source.
+    stage: laid over both stages, last; step2: over stage 2 alone, after it. translated: source images are translated
+    where the recipe says so. stages: 1 trains stage 1 for the updates of both, None as the recipe does. target_labels:
+    the target's own training labels take the place of the source.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Rung:
     fresh: bool = False
     losses: str = ""
     stage: Mapping[str, Any] = field(default_factory=dict)
+    step2: Mapping[str, Any] = field(default_factory=dict)
     translated: bool = True
     stages: int | None = None
     target_labels: bool = False
@@ -68,6 +71,9 @@ RUNGS = (
     _without("adversary", "the adversary", stage={"weights": {"adv": 0.0}}),
     _without("image_level", "translated images", translated=False),
     _without("stage2", "stage 2", stages=1),
+    Rung(name="isia", title="with ISIA in stage 2", step2=ISIA),
+    Rung(name="aim", title="with AIM in stage 2", step2=AIM),
+    Rung(name="isia_aim", title="with ISIA and AIM in stage 2", step2=ISIA | AIM),
     _extra("strong_isia", "ISIA in both stages, weights 1", isia="paper", weights=dict.fromkeys(ISIA_LOSSES, 1.0)),
     _extra("entropy", "entropy minimisation", weights={"entropy": 1e-3}),
     _extra("online", "a teacher's labels", weights={"online": 1.0}),

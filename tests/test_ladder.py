@@ -118,7 +118,7 @@ def test_a_run_is_known_by_what_matters_to_its_result() -> None:
         ).key
 
     assert key() == key(run__num_workers=3) == key(run__device="cpu") == key(step2__snapshot_dir="elsewhere")
-    others = {key(), key(run__precision="bf16"), key(step1__learning_rate=1e-4), key(step2__aim="none"),
+    others = {key(), key(run__precision="bf16"), key(step1__learning_rate=1e-4), key(step2__aim="adaptive"),
               key(translation__method="fda"), key(pseudo_label__cap=0.8), key(target__size=[128, 64])}  # fmt: skip
     assert len(others) == 7
 

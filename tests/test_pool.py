@@ -136,6 +136,27 @@ def test_an_interrupted_script_ends_with_130_and_a_quiet_line(capsys: pytest.Cap
     assert capsys.readouterr() == ("", "interrupted\n")
 
 
+def test_a_script_whose_reader_has_gone_ends_quietly() -> None:
+    """As in `script | head -1`."""
+    program = """
+import sys
+from utils.runtime import launch
+
+def main(argv):
+    sys.stdin.readline()
+    for _ in range(10000):
+        print("a line that nobody reads")
+
+launch(main, ())
+"""
+    command, pipe = [sys.executable, "-c", program], subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, text=True, stdin=pipe, stdout=pipe, stderr=pipe) as script:
+        assert script.stdout
+        script.stdout.close()
+        _, errors = script.communicate("go\n", timeout=100)
+    assert (script.returncode, errors) == (141, "")
+
+
 @pytest.mark.usefixtures("handler")
 def test_ctrl_c_is_given_back(capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGINT)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 INTERRUPTED = 130  # as a shell counts it: 128 + SIGINT
+NO_READER = 141  # 128 + SIGPIPE
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import errno
 import os
 import random
 import re
+import select
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NoReturn, TypeVar
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from utils.config import ConfigError
-from utils.interrupts import interruptible
+from utils.interrupts import NO_READER, interruptible
 from utils.nonfinite import NonFiniteError
 
 MEMORY_HELP = (
@@ -127,7 +128,8 @@ def peak_memory_mb(device: torch.device) -> float:
 
 def launch(main: Callable[[Sequence[str] | None], None], mistakes: tuple[type[Exception], ...]) -> None:
     """Run a script's main and leave: 0, or 2 with one clear line for a user's mistake, a full disk or too little
-    memory, 1 with one for numbers that are none, 130 for Ctrl-C, or 1 with a traceback."""
+    memory, 1 with one for numbers that are none, 130 for Ctrl-C, 141 where nobody reads the output any more (`| head`),
+    or 1 with a traceback."""
     with interruptible():
         try:
             main(None)
@@ -139,9 +141,23 @@ def launch(main: Callable[[Sequence[str] | None], None], mistakes: tuple[type[Ex
             reason = ". ".join(str(error).split(". ")[:2])  # what was wanted; the rest is about the allocator
             _leave(2, f"{reason}; {MEMORY_HELP} (docs/performance.md)")
         except OSError as error:
+            if isinstance(error, BrokenPipeError) and _nobody_reads():
+                raise SystemExit(NO_READER) from None
             if error.errno not in FULL:
                 raise
             _leave(2, f"{error.filename or 'a file'} cannot be written: {error.strerror}; make room and start again")
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe whose reader has gone; what is left to say is then dropped."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    output = select.poll()
+    output.register(sys.stdout, 0)
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+    return True
 
 
 def _leave(code: int, reason: str) -> NoReturn:
