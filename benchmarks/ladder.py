@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.add_argument("config", type=Path, metavar="CONFIG", help="recipe")
-    parser.add_argument("--seeds", type=_seeds, default=[0], metavar="N|A,B,...", help="how many, or which (1: seed 0)")
+    parser.add_argument("--seeds", type=_seeds, default=[0], metavar="N|A,B,...", help="how many (from 0), or which")
     parser.add_argument("--rungs", default="", metavar="NAME,...", help=f"of {', '.join(BY_NAME)} (all)")
     parser.add_argument("--stages", type=int, choices=(1, 2), default=2, help="of the recipe as configured (2)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="runs (runs/ladder/<recipe>)")
@@ -87,10 +87,10 @@ def _parser() -> Parser:
 
 
 def _seeds(text: str) -> list[int]:
-    parts = text.split(",")
+    parts = text.removesuffix(",").split(",")
     if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts) or text == "0":
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number of seeds nor a list of different ones")
-    return list(range(int(text))) if len(parts) == 1 else [int(part) for part in parts]
+    return [int(part) for part in parts] if "," in text else list(range(int(text)))
 
 
 def _scale(text: str) -> float:

@@ -227,6 +227,11 @@ def test_a_run_that_nobody_looked_at_has_no_choice() -> None:
     assert found["configured"]["selected_without_labels"]["mean"] is None
 
 
+@pytest.mark.parametrize(("text", "seeds"), [("3", [0, 1, 2]), ("1,2,5", [1, 2, 5]), ("2,", [2])])
+def test_seeds_are_counted_or_named(text: str, seeds: list[int]) -> None:
+    assert ladder._seeds(text) == seeds
+
+
 def test_only_common_seeds_are_paired() -> None:
     assert paired({0: 5.0, 1: 7.0, 2: 100.0}, {0: 4.0, 1: 5.0, 9: 0.0}) == {
         "mean": 1.5, "standard_error": pytest.approx(0.5), "n": 2
@@ -393,6 +398,7 @@ def test_what_still_runs_is_asked_to_end(tiny: Path, tmp_path: Path) -> None:
     [
         (("--rungs", "sorce_only"), "did you mean source_only"),
         (("--seeds", "1,1"), "neither a number"),
+        (("--seeds", ","), "neither a number"),
         (("--seeds", "0"), "neither a number"),
         (("--jobs", "0"), "at least 1"),
         (("--steps-scale", "-1"), "above 0"),
