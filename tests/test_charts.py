@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from utils.report.charts import MOST_POINTS, Cloud, LineChart, MatrixChart, PointMap, StripChart, axis, thinned
@@ -55,6 +55,8 @@ def test_a_table_scrolls_in_its_own_box_and_marks_sums() -> None:
 # ---- lines ----
 
 
+@example([5e-324], 0.0)
+@example([-1e-91, 1e-91], 0.0)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20), st.floats(-10, 10))
 @settings(max_examples=100, deadline=None)
 def test_an_axis_holds_all_values_between_its_ends(values: list[float], start: float) -> None:

@@ -65,11 +65,15 @@ class Axis(NamedTuple):
         return self.start + (value - self.low) / (self.high - self.low) * (self.stop - self.start)
 
 
+TINY = 1e-90  # below it a number is 0: halves of the smallest ones are
+
+
 def axis(values: Sequence[float], start: float, stop: float, *, count: int = 4) -> Axis:
     """An axis over all of the values, from tick to tick of 1, 2 or 5 times a power of ten."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-90):  # flat, but for rounding
-        low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (0.0, 1.0)
+    largest = max(abs(low), abs(high))
+    if high - low <= 1e-9 * max(largest, TINY):  # flat, but for rounding
+        low, high = (low - largest / 2, high + largest / 2) if largest > TINY else (0.0, 1.0)
     rough = (high - low) / count
     power = 10.0 ** _magnitude(rough)
     step = next((power * factor for factor in (1, 2, 5) if power * factor >= rough), power * 10)
