@@ -91,8 +91,7 @@ class Subject:
         """The batches of the run's own updates, from the first."""
         config, stage, classes = self.config, self.stage, self.classes
         source = build.source_dataset(config, stage, classes)
-        source.translate = build.translator(config, stage, classes, resumed=True)
-        source.shows = build.rare_first(config, stage, source, classes, resumed=True)
+        build.prepare_source(config, stage, source, classes, resumed=True)
         needs_target = Recipe.needs_target(self.recipe.weights, stage.statistics)
         target = build.target_dataset(config, stage, classes) if needs_target else None
         return build.training_pairs(config, stage, source, target, start=0)

@@ -155,6 +155,14 @@ def target_dataset(config: Config, stage: Stage, classes: ClassTable) -> Segment
     )
 
 
+def prepare_source(
+    config: Config, stage: Stage, source: SegmentationDataset, classes: ClassTable, *, resumed: bool
+) -> None:
+    """How and when a training shows its source images: translated, rare classes first, where the settings say so."""
+    source.translate = translator(config, stage, classes, resumed=resumed)
+    source.shows = rare_first(config, stage, source, classes, resumed=resumed)
+
+
 def translator(config: Config, stage: Stage, classes: ClassTable, *, resumed: bool) -> Translator | None:
     """How source images are translated while they are loaded, None for as stored.
 

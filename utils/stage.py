@@ -74,8 +74,7 @@ def _train(config: Config, options: Options, section: str) -> dict[str, Any]:
         images = validation.images if validation else None
         build.check_data(config, stage, source=source, target=target, validation=images)
         # Only now: the target images that it reads take their time, and what is wrong with the data is said first.
-        source.translate = build.translator(config, stage, classes, resumed=options.continue_train)
-        source.shows = build.rare_first(config, stage, source, classes, resumed=options.continue_train)
+        build.prepare_source(config, stage, source, classes, resumed=options.continue_train)
 
     seed_everything(config.run.seed)
     tune_kernels(device, deterministic=config.run.deterministic)
