@@ -162,7 +162,10 @@ def _laid(recipe: Recipe, rung: Rung) -> dict[str, Any]:
                 section.pop(key, None)
     if rung.losses:
         data = merge(data, read_config(LOSSES / f"{rung.losses}.toml"))
-    data = merge(merge(data, dict.fromkeys(STAGES, rung.stage)), {"step2": rung.step2})
+    both = dict(rung.stage)
+    if recipe.config.step1.statistics == "kept":  # then nobody's images move them, on any rung
+        both.pop("statistics", None)
+    data = merge(merge(data, dict.fromkeys(STAGES, both)), {"step2": rung.step2})
     if not rung.translated:
         override(data, "translation.method", "none")
     if rung.target_labels:

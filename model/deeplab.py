@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -33,25 +33,28 @@ class Head(nn.Module):
     """Atrous pyramid classifier: 3x3 convolutions with dilation 6, 12, 18, 24, the first `branches` summed.
 
     All four exist because the released files hold four; the released forward pass runs two. Those that do
-    not run are frozen, so that no optimiser decays them and no gradient synchronisation waits for them.
+    not run are frozen, so that no optimiser decays them and no gradient synchronisation waits for them. With 0
+    branches a single 1x1 convolution takes their place.
     """
 
     dilations = (6, 12, 18, 24)
 
     def __init__(self, channels: int, num_classes: int, *, branches: int) -> None:
         super().__init__()
-        self.branches = branches
+        self.summed = branches or 1
         self.conv2d_list = nn.ModuleList(
-            nn.Conv2d(channels, num_classes, 3, padding=rate, dilation=rate) for rate in self.dilations
+            [nn.Conv2d(channels, num_classes, 3, padding=rate, dilation=rate) for rate in self.dilations]
+            if branches
+            else [nn.Conv2d(channels, num_classes, 1)]
         )
         for name, parameter in self.named_parameters():
             nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.normal_(parameter, 0.0, 0.01)
-        for conv in list(self.conv2d_list)[branches:]:
+        for conv in list(self.conv2d_list)[self.summed :]:
             conv.requires_grad_(False)
 
     def running(self) -> list[nn.Module]:
-        """The branches that are summed."""
-        return list(self.conv2d_list)[: self.branches]
+        """The convolutions that are summed."""
+        return list(self.conv2d_list)[: self.summed]
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, C, h, w)."""
@@ -64,16 +67,36 @@ class Head(nn.Module):
     def classify(self, vectors: Tensor) -> Tensor:
         """(R, D) -> (R, C): each vector as a 1x1 map, of which only the centre taps see anything (spec 2)."""
         branches = self.running()
-        weight = torch.stack([conv.get_parameter("weight")[:, :, 1, 1] for conv in branches]).sum(0)
+        centre = branches[0].get_parameter("weight").shape[-1] // 2
+        weight = torch.stack([conv.get_parameter("weight")[:, :, centre, centre] for conv in branches]).sum(0)
         bias = torch.stack([conv.get_parameter("bias") for conv in branches]).sum(0)
         return F.linear(vectors, weight, bias)
+
+
+class Hypercolumn(nn.Module):
+    """Maps of several depths laid over each other at the grid of the finest (Hariharan et al., CVPR 2015), and a 1x1
+    convolution with ReLU that makes D channels of them."""
+
+    def __init__(self, channels: Sequence[int], feature_dim: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(sum(channels), feature_dim, 1)
+        nn.init.kaiming_normal_(self.reduce.weight, nonlinearity="relu")
+        nn.init.zeros_(self.reduce.bias)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps (B, c_i, h_i, w_i), the finest first -> (B, D, h_0, w_0)."""
+        finest, *coarser = maps
+        size = finest.shape[-2:]
+        coarser = [F.interpolate(x, size, mode="bilinear", align_corners=False) for x in coarser]
+        return F.relu(self.reduce(torch.cat([finest, *coarser], dim=1)))
 
 
 class SegmentationNetwork(nn.Module):
     """Base of all networks: a backbone, which subclasses define by `extract`, and the head named `head_name`.
 
-    `name`, `num_classes`, `branches`, `width`, `output_stride`, `train_norm_affine`, `invertible_norms` are the
-    settings that rebuild it; `feature_dim` is D. Subclasses end their constructor with `_finish`.
+    `name`, `num_classes`, `branches`, `width`, `output_stride`, `train_norm_affine`, `invertible_norms` and, of timm
+    networks, `feature_strides` are the settings that rebuild it; `feature_dim` is D. Subclasses end their constructor
+    with `_finish`. `keeps_statistics`: in training, too, batch norms use the statistics that they have.
     """
 
     head_name: str
@@ -88,6 +111,7 @@ class SegmentationNetwork(nn.Module):
         output_stride: int,
         train_norm_affine: bool,
         invertible_norms: bool = False,
+        feature_strides: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.name = name
@@ -97,7 +121,9 @@ class SegmentationNetwork(nn.Module):
         self.output_stride = output_stride
         self.train_norm_affine = train_norm_affine
         self.invertible_norms = invertible_norms
+        self.feature_strides = tuple(feature_strides)
         self.feature_dim = 0
+        self.keeps_statistics = False
 
     def _finish(self, feature_dim: int) -> None:
         """Record D; freeze the affine parameters of the norm layers unless they are to train."""
@@ -106,6 +132,15 @@ class SegmentationNetwork(nn.Module):
             for module in self.modules():
                 if isinstance(module, (_BatchNorm, nn.GroupNorm, nn.LayerNorm)):
                     module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> SegmentationNetwork:
+        """As of any module, but that norms stay in eval mode where statistics are kept."""
+        super().train(mode)
+        if self.keeps_statistics:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
     @property
     def head(self) -> Head:
@@ -131,9 +166,20 @@ class SegmentationNetwork(nn.Module):
         """The parts of the backbone, one after the other, whose insides are worth computing twice to save memory."""
         return []
 
+    def new_parts(self) -> list[str]:
+        """Names of the children that no backbone's weights hold: they start from random weights, and learn faster."""
+        return [name for name, child in self.named_children() if isinstance(child, (Head, Hypercolumn))]
+
+    def freeze_backbone(self) -> None:
+        """Let only the new parts learn; no gradient is computed for the backbone then."""
+        for name, child in self.named_children():
+            if name not in self.new_parts():
+                child.requires_grad_(False)
+
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Trainable parameters of (backbone, head), each once; the head learns at ten times the rate."""
-        head = [parameter for parameter in self.head.parameters() if parameter.requires_grad]
+        """Trainable parameters of (backbone, what is new on it), each once; the latter learn at ten times the rate."""
+        parts = [self.get_submodule(name) for name in self.new_parts()]
+        head = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
         in_head = {id(parameter) for parameter in head}
         rest = [p for p in self.parameters() if p.requires_grad and id(p) not in in_head]
         return rest, head
@@ -148,7 +194,11 @@ class SegmentationNetwork(nn.Module):
             "output_stride": self.output_stride,
             "train_norm_affine": self.train_norm_affine,
         }
-        return {**settings, "invertible_norms": True} if self.invertible_norms else settings
+        if self.invertible_norms:
+            settings["invertible_norms"] = True
+        if self.feature_strides:
+            settings["feature_strides"] = list(self.feature_strides)
+        return settings
 
 
 class BasicBlock(nn.Module):
@@ -328,17 +378,20 @@ def build_network(
     output_stride: int = 8,
     train_norm_affine: bool = False,
     invertible_norms: bool = False,
+    feature_strides: Sequence[int] = (),
 ) -> SegmentationNetwork:
     """A network with random initial weights.
 
     `name`: resnet18/34/50/101, vgg16, oracle_resnet101, `timm:<name>` or a historical alias. `branches`: how
-    many of the head's four branches are summed, 2 (as released) or 4. `width`: channels of the stem, all
-    others in proportion (64 is the published network). `output_stride`: 8 or 16 (vgg16: 8). `invertible_norms`:
-    norms before an activation that inplace-abn can compute (model/norms.py), of the ResNets. Raises NetworkError on
-    a setting that cannot be built.
+    many of the head's four branches are summed, 2 (as released) or 4; of timm networks also 0, a 1x1 convolution in
+    their place. `width`: channels of the stem, all others in proportion (64 is the published network).
+    `output_stride`: 8 or 16 (vgg16: 8). `invertible_norms`: norms before an activation that inplace-abn can compute
+    (model/norms.py), of the ResNets. `feature_strides`: strides of the timm backbone's maps that become the features
+    together (`Hypercolumn`), the finest first, which is the `output_stride`; empty: the last map alone, dilated.
+    Raises NetworkError on a setting that cannot be built.
     """
     name = canonical_name(name)
-    _check_settings(name, num_classes, branches, width, output_stride)
+    _check_settings(name, num_classes, branches, width, output_stride, feature_strides)
     if invertible_norms and name.removeprefix("oracle_") not in RESNETS:
         raise NetworkError(f"network {name}: only the ResNets have norms that inplace-abn can replace, set it to false")
     settings = {
@@ -357,23 +410,32 @@ def build_network(
     if name.startswith("timm:"):
         from model.timm_backbone import TimmNetwork
 
-        return TimmNetwork(name=name, **settings)
+        return TimmNetwork(name=name, feature_strides=feature_strides, **settings)
     oracle = name.startswith("oracle_")
     return DeepLab(name=name, resnet=name.removeprefix("oracle_"), oracle=oracle, **settings)
 
 
-def _check_settings(name: str, num_classes: int, branches: int, width: int, output_stride: int) -> None:
-    strides = (8,) if name == "vgg16" else tuple(STAGES)
+def _check_settings(
+    name: str, num_classes: int, branches: int, width: int, output_stride: int, feature_strides: Sequence[int]
+) -> None:
+    timm = name.startswith("timm:")
+    strides = (8,) if name == "vgg16" else tuple(feature_strides[:1]) or tuple(STAGES)
+    finest_first = list(feature_strides) == sorted(set(feature_strides))
     checks = (
         (num_classes >= 1, f"num_classes must be at least 1, not {num_classes}"),
-        (branches in (2, 4), f"branches must be 2 (as released) or 4, not {branches}"),
+        (branches in (2, 4) or timm and branches == 0, _BRANCHES.format(branches)),
         (width >= 1, f"width must be at least 1, not {width}"),
-        (width == 64 or not name.startswith("timm:"), f"a timm model has its own width, leave out {width}"),
+        (width == 64 or not timm, f"a timm model has its own width, leave out {width}"),
+        (timm or not feature_strides, "only timm networks have feature_strides, leave them out"),
+        (finest_first, f"feature_strides must be ascending, not {list(feature_strides)}"),
         (output_stride in strides, f"output_stride must be one of {strides}, not {output_stride}"),
     )
     for good, message in checks:
         if not good:
             raise NetworkError(f"network {name}: {message}")
+
+
+_BRANCHES = "branches must be 2 (as released) or 4, or with a timm network 0, not {}"
 
 
 def input_statistics(name: str) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""Any feature backbone of the timm library, at output stride 8 or 16, under the DeepLab head."""
+"""Any feature backbone of the timm library, dilated to output stride 8 or 16 or with maps of several strides, under the
+DeepLab head."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +12,33 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from model.deeplab import Head, NetworkError, SegmentationNetwork
+from model.deeplab import Head, Hypercolumn, NetworkError, SegmentationNetwork
+
+HYPERCOLUMN_DIM = 128
 
 
 class TimmNetwork(SegmentationNetwork):
-    """`backbone`, the timm model named after `timm:`; its last feature map feeds the head `layer6`."""
+    """`backbone`, the timm model named after `timm:`; its last feature map feeds the head `layer6`, or, with
+    `feature_strides`, those maps joined by `fuse`."""
 
     head_name = "layer6"
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.backbone = _feature_backbone(self.name, self.output_stride)
-        feature_dim = self.backbone.feature_info.channels()[-1]
+        if self.feature_strides:
+            self.backbone = _staged_backbone(self.name, self.feature_strides)
+            self.fuse = Hypercolumn(self.backbone.feature_info.channels(), HYPERCOLUMN_DIM)
+            feature_dim = HYPERCOLUMN_DIM
+        else:
+            self.backbone = _dilated_backbone(self.name, self.output_stride)
+            feature_dim = self.backbone.feature_info.channels()[-1]
         self.layer6 = Head(feature_dim, self.num_classes, branches=self.branches)
         self._finish(feature_dim)
 
     def extract(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> the last feature map (B, D, h, w)."""
-        return self.backbone(images)[-1]
+        """(B, 3, H, W) -> features (B, D, h, w)."""
+        maps = self.backbone(images)
+        return self.fuse(maps) if self.feature_strides else maps[-1]
 
     def blocks(self) -> list[nn.Module]:
         """The blocks of stages that are plain sequences, other stages whole."""
@@ -54,22 +64,40 @@ def timm_name(name: str) -> str:
     raise NetworkError(f"timm {timm.__version__} has no model '{model}': {hint}")
 
 
-def _feature_backbone(name: str, output_stride: int) -> Any:
+def _dilated_backbone(name: str, output_stride: int) -> Any:
+    """The backbone whose last map, the only one that it returns, has this stride."""
+    backbone = _feature_backbone(name, f"at output stride {output_stride}", (-1,), output_stride=output_stride)
+    stride = backbone.feature_info.reduction()[-1]
+    if stride != output_stride:
+        raise NetworkError(f"timm model '{timm_name(name)}' has output stride {stride}, asked for was {output_stride}")
+    return backbone
+
+
+def _staged_backbone(name: str, strides: Sequence[int]) -> Any:
+    """The backbone as it was trained, returning its last map of each stride."""
+    wanted = f"of strides {', '.join(map(str, strides))}"
+    with torch.device("meta"):
+        reductions = _feature_backbone(name, wanted).feature_info.reduction()
+    if missing := [stride for stride in strides if stride not in reductions]:
+        has = ", ".join(map(str, sorted(set(reductions))))
+        raise NetworkError(f"timm model '{timm_name(name)}' has no features of stride {missing[0]}, only of {has}")
+    last = {stride: stage for stage, stride in enumerate(reductions)}
+    return _feature_backbone(name, wanted, tuple(last[stride] for stride in strides))
+
+
+def _feature_backbone(name: str, wanted: str, stages: tuple[int, ...] | None = None, **options: Any) -> Any:
     model = timm_name(name)
+    chosen = {} if stages is None else {"out_indices": stages}
     try:
-        backbone: Any = timm.create_model(
-            model, pretrained=False, features_only=True, output_stride=output_stride, out_indices=(-1,)
-        )
-        stride = backbone.feature_info.reduction()[-1]
+        backbone: Any = timm.create_model(model, pretrained=False, features_only=True, **chosen, **options)
+        backbone.feature_info.reduction()
     except Exception as error:
         # Each architecture refuses in its own way: TypeError, NotImplementedError, AssertionError, ...
         reason = next(iter(str(error).strip().splitlines()), "it cannot be dilated")
         raise NetworkError(
-            f"timm model '{model}' cannot be a feature backbone at output stride {output_stride}: {reason}; "
-            "choose a convolutional model that can be dilated, such as resnet50 or tf_efficientnet_lite0"
+            f"timm model '{model}' cannot be a feature backbone {wanted}: {reason}; "
+            "choose a convolutional model such as resnet50 or tf_efficientnet_lite0"
         ) from error
-    if stride != output_stride:
-        raise NetworkError(f"timm model '{model}' has output stride {stride}, asked for was {output_stride}")
     return backbone
 
 

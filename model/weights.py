@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from model.deeplab import RESNETS, Head, SegmentationNetwork
+from model.deeplab import RESNETS, SegmentationNetwork
 from model.discriminator import Discriminator
 from model.weight_files import (
     LAYOUTS,
@@ -107,11 +107,11 @@ def _choose_initial(
     chosen = weights.state
     if network.name.startswith("timm:") and weights.layout != "timm-network":
         chosen = _from_timm_classifier(network, weights, notes)
-    for head in (name for name, child in network.named_children() if isinstance(child, Head)):
-        reason = _head_mismatch(_under(expected, head), _under(chosen, head))
+    for part in network.new_parts() if isinstance(network, SegmentationNetwork) else ():
+        reason = _head_mismatch(_under(expected, part), _under(chosen, part))
         if reason:
-            notes.append(f"{head} not loaded: {reason}; it starts from random weights")
-            expected, chosen = _without(expected, head), _without(chosen, head)
+            notes.append(f"{part} not loaded: {reason}; it starts from random weights")
+            expected, chosen = _without(expected, part), _without(chosen, part)
     if weights.layout == "imagenet-resnet" and not network.name.startswith("timm:"):
         chosen = {**chosen, "conv1.weight": _stem_for_bgr(chosen["conv1.weight"])}
         notes.append("conv1 converted from torchvision's RGB of unit variance to BGR in 0..255")
@@ -148,7 +148,7 @@ def _head_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) 
     if not expected.keys() <= found.keys():
         return "the file has another head" if found else "the file has none"
     for name, value in expected.items():
-        if len(found[name]) != len(value):
+        if found[name].shape[:1] != value.shape[:1]:
             return f"{len(found[name])} classes in the file, {len(value)} in the network"
         if found[name].shape != value.shape:
             return f"{tuple(found[name].shape)} in the file, {tuple(value.shape)} in the network"

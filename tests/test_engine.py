@@ -259,8 +259,8 @@ def joined(pairs: list[Pair]) -> Pair:
     "weights", [{"seg": 1.0}, {"pseudo": 1.0, "seg": 0.0}, {"seg": 1.0, "adv": 1.0, "pseudo": 0.5}]
 )
 def test_accumulated_batches_weigh_as_one_large_batch(update: Callable[..., Update], weights: dict[str, float]) -> None:
-    """Batch norm must use its running statistics here: in train mode it normalises each batch by that batch's own
-    mean and variance, so two batches of one and one batch of two are different functions of the same images."""
+    """Statistics must be kept here: otherwise batch norm normalises each batch by that batch's own mean and variance,
+    so two batches of one and one batch of two are different functions of the same images."""
     single = update(batch_size=1, iter_size=2)
     # Labels of unequal number show that the mean is over the pixels of the whole update.
     for side in single.batches[0]:
@@ -268,9 +268,7 @@ def test_accumulated_batches_weigh_as_one_large_batch(update: Callable[..., Upda
     whole = [joined(single.batches)]
     found = []
     for batches in (single.batches, whole):
-        fresh = update(batch_size=1, iter_size=2)
-        for norm in norms(fresh.state.method.network):
-            norm.eval()
+        fresh = update(batch_size=1, iter_size=2, statistics="kept")
         losses = train_step(fresh.state, dataclasses.replace(fresh.recipe, weights={**ALL_OFF, **weights}), batches)
         found.append((losses, gradients(fresh.state.method)))
     (losses, left), (whole_losses, right) = found
@@ -322,7 +320,7 @@ def test_the_discriminator_rests_where_there_is_no_adversary(update: Callable[..
     assert differences(before, fresh.state.method.discriminator.state_dict()) == []
 
 
-@pytest.mark.parametrize("statistics", ["source", "target", "both"])
+@pytest.mark.parametrize("statistics", ["source", "target", "both", "kept"])
 def test_the_chosen_domain_moves_the_running_statistics(update: Callable[..., Update], statistics: str) -> None:
     """Against a network that has only seen the chosen images, in that order, in train mode."""
     fresh = update()
@@ -331,7 +329,7 @@ def test_the_chosen_domain_moves_the_running_statistics(update: Callable[..., Up
     moved = running_means(fresh.state.method.network)
 
     reference = update()
-    chosen = {"source": [0], "target": [1], "both": [0, 1]}[statistics]
+    chosen = {"source": [0], "target": [1], "both": [0, 1], "kept": []}[statistics]
     with torch.no_grad():
         for pair in reference.batches:
             for side in chosen:
@@ -339,8 +337,20 @@ def test_the_chosen_domain_moves_the_running_statistics(update: Callable[..., Up
     expected = running_means(reference.state.method.network)
     for name, mean in moved.items():
         torch.testing.assert_close(mean, expected[name])
-        assert not torch.equal(mean, start[name])
+        assert torch.equal(mean, start[name]) == (statistics == "kept")
     assert {str(norm.num_batches_tracked) for norm in norms(fresh.state.method.network)} == {f"tensor({len(chosen)})"}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_what_is_frozen_stays_to_the_bit_while_the_head_learns(world: Path, tmp_path: Path, optimizer: str) -> None:
+    model = {**own_settings(world)["model"], "freeze_backbone": True}
+    brief = {"num_steps": 3, "save_pred_every": 3, "optimizer": optimizer, "statistics": "kept"}
+    one, three = (
+        state_of(train(world, tmp_path / str(stop), model=model, step1={**brief, "num_steps_stop": stop}))["network"]
+        for stop in (1, 3)
+    )
+    moved = {name for name, value in one.items() if not torch.equal(value, three[name])}
+    assert moved == {f"layer6.conv2d_list.{branch}.{part}" for branch in (0, 1) for part in ("weight", "bias")}
 
 
 @pytest.mark.parametrize("step", [0, 7, 11])

@@ -148,6 +148,13 @@ def test_rungs_change_what_they_say(name: str) -> None:
     assert all(of["mixed"].source[key] == value for key, value in untouched.items())
 
 
+def test_statistics_that_the_recipe_keeps_are_kept_on_every_rung() -> None:
+    kept = {"step1.statistics": "kept", "step2.statistics": "kept"}
+    ends = {rung.name: last("streets", rung.name, changes=kept) for rung in RUNGS}
+    assert all(settings(job).step1.statistics == settings(job).step2.statistics == "kept" for job in ends.values())
+    assert ends["control"].folder == ends["source_only"].folder
+
+
 def test_the_sibling_recipes_are_what_the_rungs_make_of_the_recipe() -> None:
     for stem, name in (("camvid", "camvid_day_to_dusk"), ("roads", "roads_epfl_to_massachusetts")):
         for rung in ("source_only", "oracle"):

@@ -28,8 +28,11 @@ TINY = [
     {"name": "vgg16", "width": 4, "num_classes": 3},
     {"name": "oracle_resnet101", "width": 4, "branches": 4},
     {"name": "timm:mobilenetv3_small_050", "output_stride": 16},
+    {"name": "timm:mobilenetv3_small_050", "branches": 0, "output_stride": 4, "feature_strides": (4, 8, 32)},
 ]
-tiny_networks = pytest.mark.parametrize("settings", TINY, ids=lambda settings: settings["name"])
+tiny_networks = pytest.mark.parametrize(
+    "settings", TINY, ids=lambda settings: settings["name"] + "+" * ("feature_strides" in settings)
+)
 
 
 @pytest.fixture(autouse=True)
@@ -157,8 +160,10 @@ def test_each_trainable_parameter_is_in_one_group_and_gets_a_gradient(settings):
     ids = [id(parameter) for parameter in (*backbone, *head)]
     assert len(ids) == len(set(ids))
     assert set(ids) == {id(p) for p in network.parameters() if p.requires_grad}
-    assert len(head) == 2 * settings.get("branches", 2)
-    assert {id(p) for p in head} <= {id(p) for p in network.head.parameters()}
+    new = [parameter for part in network.new_parts() for parameter in network.get_submodule(part).parameters()]
+    assert {id(p) for p in network.head.parameters()} <= {id(p) for p in new}
+    assert {id(p) for p in head} == {id(p) for p in new if p.requires_grad}
+    assert len(head) == 2 * (settings.get("branches", 2) or 1) + 2 * ("feature_strides" in settings)
     network(images()).logits.square().sum().backward()
     assert all(parameter.grad is not None for parameter in (*backbone, *head))
 
@@ -223,6 +228,30 @@ def test_frozen_statistics_ends_with_an_error():
     assert any(not torch.equal(value, before[name]) for name, value in buffers(network).items())
 
 
+@tiny_networks
+def test_kept_statistics_normalise_in_training_too_and_stay(settings):
+    network = build_network(**settings).train()
+    network(images())  # statistics to keep, which differ from those of the next images
+    network.keeps_statistics = True
+    expected = network.eval()(images(batch=1)).logits
+    before = buffers(network)
+    found = nn.Sequential(network).train()[0](images(batch=1)).logits  # whoever calls train()
+    assert network.training
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(buffers(network), before, rtol=0, atol=0)
+
+
+@tiny_networks
+def test_a_frozen_backbone_gets_no_gradient_and_all_that_is_new_does(settings):
+    network = build_network(**settings).train()
+    _, new = network.parameter_groups()
+    network.freeze_backbone()
+    backbone, head = network.parameter_groups()
+    assert (backbone, [id(p) for p in head]) == ([], [id(p) for p in new])
+    network(images()).logits.square().sum().backward()
+    assert {id(p) for p in network.parameters() if p.grad is not None} == {id(p) for p in new}
+
+
 # -- settings --------------------------------------------------------------------------------------
 
 
@@ -261,6 +290,11 @@ def test_historical_names(alias, name):
     [
         ({"name": "resnet102"}, "did you mean 'resnet10?1'"),
         ({"name": "resnet18", "branches": 3}, "branches must be 2 .* not 3"),
+        ({"name": "resnet18", "branches": 0}, "branches must be 2 .* not 0"),
+        ({"name": "resnet18", "feature_strides": (8, 16)}, "only timm networks have feature_strides"),
+        ({"name": "timm:resnet18", "feature_strides": (16, 8)}, "must be ascending, not .16, 8."),
+        ({"name": "timm:resnet18", "feature_strides": (4, 8)}, "output_stride must be one of .4,., not 8"),
+        ({"name": "timm:resnet18", "feature_strides": (8, 64)}, "no features of stride 64, only of 2, 4, 8, 16, 32"),
         ({"name": "resnet18", "output_stride": 4}, "output_stride must be one of .* not 4"),
         ({"name": "vgg16", "output_stride": 16}, "output_stride"),
         ({"name": "resnet18", "width": 0}, "width"),
@@ -311,6 +345,22 @@ def test_timm_backbone_computes_timms_own_last_feature_map(output_stride):
     assert features.shape == (2, 320, 64 // output_stride, 96 // output_stride)
     expected = model.blocks(model.bn1(model.conv_stem(images(64, 96))))
     torch.testing.assert_close(features, expected)
+
+
+def test_hypercolumn_is_the_maps_of_the_undilated_backbone_joined_at_the_finest_grid():
+    network = build_network("timm:tf_efficientnet_lite0", feature_strides=(8, 32), branches=0).eval()
+    fuse = network.get_submodule("fuse")
+    model: Any = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(2, 4)).eval()
+    model.load_state_dict(network.get_submodule("backbone").state_dict())
+    fine, coarse = model(images(64, 96))
+    coarse = F.interpolate(coarse, (8, 12), mode="bilinear")
+    joined = torch.cat([fine, coarse], 1).movedim(1, -1)
+    expected = F.linear(joined, fuse.reduce.weight[:, :, 0, 0], fuse.reduce.bias).relu().movedim(-1, 1)
+    output = network(images(64, 96))
+    torch.testing.assert_close(output.features, expected, rtol=1e-4, atol=1e-4)
+    head = network.head.conv2d_list[0]
+    assert (len(network.head.conv2d_list), head.kernel_size) == (1, (1, 1))
+    torch.testing.assert_close(output.logits, head(output.features))
 
 
 # -- discriminator ---------------------------------------------------------------------------------

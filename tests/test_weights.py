@@ -468,6 +468,24 @@ def test_published_timm_file(output_stride):
     assert "layer6 not loaded: the file has none; it starts from random weights" in report.lines
 
 
+def test_hypercolumn_starts_at_random_and_comes_along_with_our_own_files(tmp_path):
+    settings = {"name": "timm:mobilenetv3_small_050", "feature_strides": [8, 16, 32], "branches": 0, "num_classes": 4}
+    network = build_network(**settings)
+    write_weights(tmp_path / "own.pth", network.state_dict(), {"architecture": network.architecture()})
+    plain = build_network(settings["name"]).get_submodule("backbone").state_dict()
+    torch.save({name.replace("blocks_", "blocks."): value for name, value in plain.items()}, tmp_path / "timm.pth")
+
+    started = build_network(**settings)
+    report = initial_weights(started, str(tmp_path / "timm.pth"))
+    assert "fuse not loaded: the file has none; it starts from random weights" in report.lines
+    report = initial_weights(started, str(tmp_path / "own.pth"))
+    assert not any("not loaded" in line for line in report.lines)
+    again = build_network(**infer_architecture(read_weights(tmp_path / "own.pth")))
+    load_network(again, read_weights(tmp_path / "own.pth"))
+    for other in (started, again):
+        assert all(torch.equal(value, network.state_dict()[name]) for name, value in other.state_dict().items())
+
+
 # -- our own files ---------------------------------------------------------------------------------
 
 

@@ -450,8 +450,11 @@ def network_and_report(
         output_stride=settings.output_stride,
         train_norm_affine=settings.train_norm_affine,
         invertible_norms=settings.inplace_abn,
+        feature_strides=settings.feature_strides,
     )
     report = initial_weights(network, str(last_checkpoint(restore_from)), download=settings.download)
+    if settings.freeze_backbone:
+        network.freeze_backbone()
     if settings.inplace_abn:
         use_inplace_norms(network)
     if settings.checkpointing:
@@ -570,6 +573,8 @@ def _architecture(weights: Weights, config: Config, classes: ClassTable) -> Mapp
     assumed: dict[str, Any] = {"branches": settings.branches}
     if weights.layout != "vgg16":
         assumed["output_stride"] = settings.output_stride
+    if settings.feature_strides:
+        assumed["feature_strides"] = list(settings.feature_strides)
     spelled = ", ".join(f"{key} = {value}" for key, value in assumed.items())
     say(f"note: {weights.path} has no record of its architecture; {spelled} are taken from [model]")
     if weights.layout == "timm-network" and settings.name.startswith("timm:"):
@@ -606,6 +611,7 @@ def build_method(
     network: SegmentationNetwork, classes: ClassTable, config: Config, stage: Stage, device: torch.device
 ) -> BAFFT:
     """The method around a network. Raises ConfigError for alignment settings that do not exist."""
+    network.keeps_statistics = stage.statistics == "kept"
     alignment = Alignment(
         aim=stage.aim,
         aim_weights=stage.aim_weights,

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import tomli
 
 PRECISIONS = ("fp32", "fp16", "bf16")
-STATISTICS = ("source", "target", "both")
+STATISTICS = ("source", "target", "both", "kept")
 POLICIES = ("error", "skip")
 OPTIMIZERS = ("sgd", "adamw")
 TRANSLATIONS = ("none", "fda", "lab")
@@ -86,6 +86,8 @@ class Run:
 class Model:
     """The networks; the widths scale every channel count, 64 is the published size. restore_from: `random`,
     `torchvision`, `timm` or a file, where stage 1 starts; download: allow the two hubs to fetch what is not on disk.
+    feature_strides: of a timm network, the strides of the maps that are its features together; empty: the last map alone.
+    freeze_backbone: let only what is new on it learn.
     input_mean: three channel means in 0..255, in the network's channel order (BGR but for timm); empty: its own.
     checkpointing: keep less for the backward pass and compute it again; inplace_abn: the norms of inplace-abn, which
     make another network (docs/performance.md)."""
@@ -95,6 +97,8 @@ class Model:
     width: int = 64
     discriminator_width: int = 64
     output_stride: int = 8
+    feature_strides: tuple[int, ...] = ()
+    freeze_backbone: bool = False
     train_norm_affine: bool = False
     input_mean: tuple[float, ...] = ()
     restore_from: str = "torchvision"
@@ -168,7 +172,8 @@ class Stage:
 
     restore_from: weights to start from, a file or a run folder; empty: `[model] restore_from`.
     pseudo_labels: folder of pseudo labels for the target, empty for none.
-    statistics: the domain whose images move the batch-norm running statistics, `source`, `target` or `both`.
+    statistics: the domain whose images move the batch-norm running statistics, `source`, `target` or `both`; `kept`:
+    none, and training, too, normalises with those that the network starts from.
     num_prototype: bank slots per stuff class, ten times as many per thing class.
     split: the part of the target to train on.
     keep: how many of the latest snapshots stay on the disk; 0: all.

@@ -191,7 +191,7 @@ class Recipe:
     @staticmethod
     def needs_target(weights: Mapping[str, float], statistics: str) -> bool:
         """Whether target images go through the network at all: a source-only run never touches them."""
-        return statistics != "source" or any(weights[name] for name in (*TARGET_LOSSES, *EXTRA_LOSSES))
+        return statistics in ("target", "both") or any(weights[name] for name in (*TARGET_LOSSES, *EXTRA_LOSSES))
 
 
 def train_step(state: TrainState, recipe: Recipe, batches: Sequence[Pair]) -> Losses:
