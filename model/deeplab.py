@@ -420,6 +420,7 @@ def _check_settings(
 ) -> None:
     timm = name.startswith("timm:")
     strides = (8,) if name == "vgg16" else tuple(feature_strides[:1]) or tuple(STAGES)
+    finest = ", the first of feature_strides" if feature_strides else ""
     finest_first = list(feature_strides) == sorted(set(feature_strides))
     checks = (
         (num_classes >= 1, f"num_classes must be at least 1, not {num_classes}"),
@@ -428,7 +429,7 @@ def _check_settings(
         (width == 64 or not timm, f"a timm model has its own width, leave out {width}"),
         (timm or not feature_strides, "only timm networks have feature_strides, leave them out"),
         (finest_first, f"feature_strides must be ascending, not {list(feature_strides)}"),
-        (output_stride in strides, f"output_stride must be one of {strides}, not {output_stride}"),
+        (output_stride in strides, f"output_stride must be one of {strides}{finest}, not {output_stride}"),
     )
     for good, message in checks:
         if not good:

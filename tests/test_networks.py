@@ -293,7 +293,10 @@ def test_historical_names(alias, name):
         ({"name": "resnet18", "branches": 0}, "branches must be 2 .* not 0"),
         ({"name": "resnet18", "feature_strides": (8, 16)}, "only timm networks have feature_strides"),
         ({"name": "timm:resnet18", "feature_strides": (16, 8)}, "must be ascending, not .16, 8."),
-        ({"name": "timm:resnet18", "feature_strides": (4, 8)}, "output_stride must be one of .4,., not 8"),
+        (
+            {"name": "timm:resnet18", "feature_strides": (4, 8)},
+            "output_stride must be one of .4,., the first of feature_strides, not 8",
+        ),
         ({"name": "timm:resnet18", "feature_strides": (8, 64)}, "no features of stride 64, only of 2, 4, 8, 16, 32"),
         ({"name": "resnet18", "output_stride": 4}, "output_stride must be one of .* not 4"),
         ({"name": "vgg16", "output_stride": 16}, "output_stride"),
