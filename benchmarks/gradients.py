@@ -127,6 +127,8 @@ def pull(state: TrainState, recipe: Recipe, name: str, batches: Sequence[Pair]) 
     losses = accumulate(state, dataclasses.replace(recipe, weights=alone), batches)
     undo()
     backbone, _ = state.method.network.parameter_groups()
+    if not backbone:
+        raise ConfigError("[model] freeze_backbone = true: there is no gradient in the backbone to compare")
     parts = [(p.grad if p.grad is not None else torch.zeros_like(p)).flatten().double() for p in backbone]
     return torch.cat(parts).cpu(), float(losses[name])
 

@@ -35,6 +35,9 @@ QUICK = {
     "source.size": [128, 64],
     "target.size": [128, 64],
     "model.name": "resnet18",
+    "model.branches": 2,
+    "model.output_stride": 8,
+    "model.feature_strides": [],
     "model.width": 16,
     "model.discriminator_width": 16,
 }

@@ -31,6 +31,9 @@ FINISHED = {"pseudo_label": "thresholds.json"}  # what a script writes last, man
 MATTERS = ("seed", "precision", "compile", "deterministic", "nonfinite", "bad_files")  # of [run], to the result
 
 
+LATER = ("feature_strides", "freeze_backbone")  # of [model], younger than published runs: unset, names stay
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """One run of a script. settings: its whole configuration; after: the runs whose results it reads."""
@@ -217,7 +220,8 @@ def _folder(section: str, settings: Mapping[str, Any], after: Sequence[Job], out
     """Named after everything that matters to the result; a run that another starts from stands for its settings."""
     places = ("snapshot_dir", "prefix", "pseudo_labels", "save", *(("restore_from",) if after else ()))
     own = {key: value for key, value in settings[section].items() if key not in places}
-    shared = {name: settings[name] for name in ("source", "target", "classes", "model", "translation")}
+    shared = {name: settings[name] for name in ("source", "target", "classes", "translation")}
+    shared["model"] = {key: value for key, value in settings["model"].items() if value or key not in LATER}
     shared["run"] = {key: settings["run"][key] for key in MATTERS}
     made_from = [shared, own, [job.key for job in after]]
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()

@@ -81,7 +81,7 @@ class Hypercolumn(nn.Module):
         super().__init__()
         self.reduce = nn.Conv2d(sum(channels), feature_dim, 1)
         nn.init.kaiming_normal_(self.reduce.weight, nonlinearity="relu")
-        nn.init.zeros_(self.reduce.bias)
+        nn.init.zeros_(self.reduce.get_parameter("bias"))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (B, c_i, h_i, w_i), the finest first -> (B, D, h_0, w_0)."""
@@ -424,7 +424,7 @@ def _check_settings(
     finest_first = list(feature_strides) == sorted(set(feature_strides))
     checks = (
         (num_classes >= 1, f"num_classes must be at least 1, not {num_classes}"),
-        (branches in (2, 4) or timm and branches == 0, _BRANCHES.format(branches)),
+        (branches in (2, 4) or (timm and branches == 0), _BRANCHES.format(branches)),
         (width >= 1, f"width must be at least 1, not {width}"),
         (width == 64 or not timm, f"a timm model has its own width, leave out {width}"),
         (timm or not feature_strides, "only timm networks have feature_strides, leave them out"),

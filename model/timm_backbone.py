@@ -66,7 +66,9 @@ def timm_name(name: str) -> str:
 
 def _dilated_backbone(name: str, output_stride: int) -> Any:
     """The backbone whose last map, the only one that it returns, has this stride."""
-    backbone = _feature_backbone(name, f"at output stride {output_stride}", (-1,), output_stride=output_stride)
+    backbone = _feature_backbone(
+        name, f"at output stride {output_stride}", out_indices=(-1,), output_stride=output_stride
+    )
     stride = backbone.feature_info.reduction()[-1]
     if stride != output_stride:
         raise NetworkError(f"timm model '{timm_name(name)}' has output stride {stride}, asked for was {output_stride}")
@@ -77,19 +79,42 @@ def _staged_backbone(name: str, strides: Sequence[int]) -> Any:
     """The backbone as it was trained, returning its last map of each stride."""
     wanted = f"of strides {', '.join(map(str, strides))}"
     with torch.device("meta"):
-        reductions = _feature_backbone(name, wanted).feature_info.reduction()
+        info = _feature_backbone(name, wanted).feature_info
+    reductions = info.reduction()
     if missing := [stride for stride in strides if stride not in reductions]:
         has = ", ".join(map(str, sorted(set(reductions))))
         raise NetworkError(f"timm model '{timm_name(name)}' has no features of stride {missing[0]}, only of {has}")
-    last = {stride: stage for stage, stride in enumerate(reductions)}
-    return _feature_backbone(name, wanted, tuple(last[stride] for stride in strides))
+    last = dict(zip(reductions, info.out_indices, strict=True))
+    backbone = _feature_backbone(name, wanted, out_indices=tuple(last[stride] for stride in strides))
+    _try_out(backbone, name, strides)
+    return backbone
 
 
-def _feature_backbone(name: str, wanted: str, stages: tuple[int, ...] | None = None, **options: Any) -> Any:
-    model = timm_name(name)
-    chosen = {} if stages is None else {"out_indices": stages}
+@torch.no_grad()
+def _try_out(backbone: Any, name: str, strides: Sequence[int]) -> None:
+    """Raise NetworkError unless maps of an image of unusual size are what the model's record says: transformers may
+    want one size or return channels last, and without padding maps do not lie over each other."""
+    height, width = 96, 160
+    expected = [(c, height / s, width / s) for c, s in zip(backbone.feature_info.channels(), strides, strict=True)]
     try:
-        backbone: Any = timm.create_model(model, pretrained=False, features_only=True, **chosen, **options)
+        found = [tuple(x.shape[1:]) for x in backbone.eval()(torch.zeros(1, 3, height, width))]
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise NetworkError(f"timm model '{timm_name(name)}' cannot take images of any size: {reason}") from error
+    finally:
+        backbone.train()
+    for (channels, h, w), shape in zip(expected, found, strict=True):
+        if shape[0] != channels or abs(shape[1] - h) > 1 or abs(shape[2] - w) > 1:
+            raise NetworkError(
+                f"timm model '{timm_name(name)}' has maps {shape} where ({channels}, {h:g}, {w:g}) were expected: they "
+                "do not lie over each other; choose a convolutional model such as resnet50 or tf_efficientnet_lite0"
+            )
+
+
+def _feature_backbone(name: str, wanted: str, **options: Any) -> Any:
+    model = timm_name(name)
+    try:
+        backbone: Any = timm.create_model(model, pretrained=False, features_only=True, **options)
         backbone.feature_info.reduction()
     except Exception as error:
         # Each architecture refuses in its own way: TypeError, NotImplementedError, AssertionError, ...

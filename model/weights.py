@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 # Classifiers that initial weights may bring along, by their top-level name.
-HEAD_NAMES = frozenset({"layer5", "layer6", "classifier", "fc"})
+HEAD_NAMES = frozenset({"layer5", "layer6", "classifier", "fc", "fuse"})
 # Per RGB channel, of images in 0..1: what torchvision's classifiers were trained on.
 TORCHVISION_STD = (0.229, 0.224, 0.225)
 # Where downloads and hand-placed files lie; the working directory's folder first.
@@ -107,11 +107,8 @@ def _choose_initial(
     chosen = weights.state
     if network.name.startswith("timm:") and weights.layout != "timm-network":
         chosen = _from_timm_classifier(network, weights, notes)
-    for part in network.new_parts() if isinstance(network, SegmentationNetwork) else ():
-        reason = _head_mismatch(_under(expected, part), _under(chosen, part))
-        if reason:
-            notes.append(f"{part} not loaded: {reason}; it starts from random weights")
-            expected, chosen = _without(expected, part), _without(chosen, part)
+    if isinstance(network, SegmentationNetwork):
+        expected, chosen = _leave_out_new_parts(network, expected, chosen, notes)
     if weights.layout == "imagenet-resnet" and not network.name.startswith("timm:"):
         chosen = {**chosen, "conv1.weight": _stem_for_bgr(chosen["conv1.weight"])}
         notes.append("conv1 converted from torchvision's RGB of unit variance to BGR in 0..255")
@@ -126,6 +123,22 @@ def _choose_initial(
         notes.append("of the file and the network one has invertible norms, the other has not: its function changes")
     _require_match(network, weights, expected, chosen)
     return chosen
+
+
+def _leave_out_new_parts(
+    network: SegmentationNetwork, expected: dict[str, Tensor], chosen: dict[str, Tensor], notes: list[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Both without the new parts that do not fit the file; what sits on such a part means nothing without it."""
+    fresh: list[str] = []
+    for part in network.new_parts():
+        reason = _head_mismatch(_under(expected, part), _under(chosen, part))
+        if not reason and "fuse" in fresh:
+            reason = "it belongs to fuse"
+        if reason:
+            fresh.append(part)
+            notes.append(f"{part} not loaded: {reason}; it starts from random weights")
+            expected, chosen = _without(expected, part), _without(chosen, part)
+    return expected, chosen
 
 
 def _stem_for_bgr(weight: Tensor) -> Tensor:
@@ -230,6 +243,8 @@ def _identity(architecture: Mapping[str, Any]) -> str:
     details = []
     if "num_classes" in architecture:
         details.append(f"{architecture['num_classes']} classes")
+    if strides := architecture.get("feature_strides"):
+        details.append(f"feature_strides {list(strides)}")
     if architecture.get("width", 64) != 64:
         details.append(f"width {architecture['width']}")
     return f"a {architecture.get('name')}" + (f" ({', '.join(details)})" if details else "")

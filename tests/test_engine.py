@@ -25,6 +25,7 @@ from model.bafft import BAFFT
 from tests.test_bafft import Waits
 from tests.worlds import ALIGNED, SELF_TRAINED, own_settings, save_png, write_own, write_settings
 from utils import build, engine
+from utils.checkpoint import CheckpointError
 from utils.config import Config, ConfigError, build_config
 from utils.engine import Pair, Recipe, TrainState, frozen, set_learning_rates, train_step
 from utils.flags import TRAINING, parse
@@ -349,6 +350,8 @@ def test_what_is_frozen_stays_to_the_bit_while_the_head_learns(world: Path, tmp_
         state_of(train(world, tmp_path / str(stop), model=model, step1={**brief, "num_steps_stop": stop}))["network"]
         for stop in (1, 3)
     )
+    with pytest.raises(CheckpointError, match="the backbone is frozen"):
+        train(world, tmp_path / "1", "step1", "--continue-train", step1={**brief, "num_steps_stop": 2})
     moved = {name for name, value in one.items() if not torch.equal(value, three[name])}
     assert moved == {f"layer6.conv2d_list.{branch}.{part}" for branch in (0, 1) for part in ("weight", "bias")}
 

@@ -123,6 +123,13 @@ def test_a_run_is_known_by_what_matters_to_its_result() -> None:
     assert len(others) == 7
 
 
+def test_settings_that_came_later_leave_published_runs_their_names() -> None:
+    on_one_core = {"run.device": "cpu", "run.num_workers": 0}
+    published = [job.folder.name for job in last("streets", "configured", changes=on_one_core).chain]
+    assert published == ["step1-692d49892e", "step1-9afc2a041f", "pseudo_label-baa2f778be", "step2-bd3e8f4a1e"]
+    assert last("streets", "configured", changes={"model.freeze_backbone": True}).folder.name != published[-1]
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_rungs_change_what_they_say(name: str) -> None:
     of = {rung.name: settings(last(name, rung.name)) for rung in RUNGS}

@@ -297,6 +297,8 @@ def test_historical_names(alias, name):
             {"name": "timm:resnet18", "feature_strides": (4, 8)},
             "output_stride must be one of .4,., the first of feature_strides, not 8",
         ),
+        ({"name": "timm:swin_tiny_patch4_window7_224", "feature_strides": (8, 16)}, "cannot take images of any size"),
+        ({"name": "timm:inception_v3", "feature_strides": (8, 16)}, "do not lie over each other"),
         ({"name": "timm:resnet18", "feature_strides": (8, 64)}, "no features of stride 64, only of 2, 4, 8, 16, 32"),
         ({"name": "resnet18", "output_stride": 4}, "output_stride must be one of .* not 4"),
         ({"name": "vgg16", "output_stride": 16}, "output_stride"),
@@ -352,18 +354,28 @@ def test_timm_backbone_computes_timms_own_last_feature_map(output_stride):
 
 def test_hypercolumn_is_the_maps_of_the_undilated_backbone_joined_at_the_finest_grid():
     network = build_network("timm:tf_efficientnet_lite0", feature_strides=(8, 32), branches=0).eval()
-    fuse = network.get_submodule("fuse")
+    reduce = network.get_submodule("fuse.reduce")
     model: Any = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(2, 4)).eval()
     model.load_state_dict(network.get_submodule("backbone").state_dict())
     fine, coarse = model(images(64, 96))
     coarse = F.interpolate(coarse, (8, 12), mode="bilinear")
     joined = torch.cat([fine, coarse], 1).movedim(1, -1)
-    expected = F.linear(joined, fuse.reduce.weight[:, :, 0, 0], fuse.reduce.bias).relu().movedim(-1, 1)
+    expected = (
+        F.linear(joined, reduce.get_parameter("weight")[:, :, 0, 0], reduce.get_parameter("bias")).relu().movedim(-1, 1)
+    )
     output = network(images(64, 96))
     torch.testing.assert_close(output.features, expected, rtol=1e-4, atol=1e-4)
-    head = network.head.conv2d_list[0]
-    assert (len(network.head.conv2d_list), head.kernel_size) == (1, (1, 1))
+    [head] = network.head.conv2d_list
+    assert isinstance(head, nn.Conv2d)
+    assert head.kernel_size == (1, 1)
     torch.testing.assert_close(output.logits, head(output.features))
+
+
+def test_strides_are_those_asked_for_whatever_a_model_calls_its_stages():
+    """This one numbers them from 1."""
+    network = build_network("timm:dla46_c", branches=0, feature_strides=(8, 16))
+    assert network.get_submodule("backbone").feature_info.reduction() == [8, 16]  # type: ignore[operator,union-attr]
+    assert network(images(64, 96)).features.shape == (2, 128, 8, 12)
 
 
 # -- discriminator ---------------------------------------------------------------------------------

@@ -469,7 +469,12 @@ def test_published_timm_file(output_stride):
 
 
 def test_hypercolumn_starts_at_random_and_comes_along_with_our_own_files(tmp_path):
-    settings = {"name": "timm:mobilenetv3_small_050", "feature_strides": [8, 16, 32], "branches": 0, "num_classes": 4}
+    settings: dict[str, Any] = {
+        "name": "timm:mobilenetv3_small_050",
+        "feature_strides": [8, 16, 32],
+        "branches": 0,
+        "num_classes": 4,
+    }
     network = build_network(**settings)
     write_weights(tmp_path / "own.pth", network.state_dict(), {"architecture": network.architecture()})
     plain = build_network(settings["name"]).get_submodule("backbone").state_dict()
@@ -482,6 +487,13 @@ def test_hypercolumn_starts_at_random_and_comes_along_with_our_own_files(tmp_pat
     assert not any("not loaded" in line for line in report.lines)
     again = build_network(**infer_architecture(read_weights(tmp_path / "own.pth")))
     load_network(again, read_weights(tmp_path / "own.pth"))
+    plain_report = initial_weights(build_network(settings["name"], num_classes=4), str(tmp_path / "own.pth"))
+    assert "fuse of the file skipped: the network has none" in plain_report.lines
+    fewer = build_network(**{**settings, "feature_strides": [8, 16]})
+    fewer_report = initial_weights(fewer, str(tmp_path / "own.pth"))
+    assert "layer6 not loaded: it belongs to fuse; it starts from random weights" in fewer_report.lines
+    with pytest.raises(WeightsError, match=r"feature_strides \[8, 16, 32\].*feature_strides \[8, 16\]"):
+        load_network(fewer, read_weights(tmp_path / "own.pth"))
     for other in (started, again):
         assert all(torch.equal(value, network.state_dict()[name]) for name, value in other.state_dict().items())
 

@@ -500,6 +500,19 @@ def say_notes(config: Config, options: Options) -> None:
         say(f"note: num_workers = {config.run.num_workers}, but there are {workers} processors; {workers} are used")
 
 
+def say_frozen_notes(config: Config, stage: Stage) -> None:
+    """What does not go together with what is kept or frozen."""
+    kept = stage.statistics == "kept"
+    if kept and stage.restore_from == "random":
+        say("note: [step*] statistics = kept is for trained weights: a random start has means of 0 and variances of 1")
+    if config.model.freeze_backbone and not kept:
+        say(
+            f"note: [model] freeze_backbone freezes weights; norms still follow statistics = {stage.statistics}, not kept"
+        )
+    if config.model.freeze_backbone and config.model.train_norm_affine:
+        say("note: [model] train_norm_affine has no effect on a frozen backbone")
+
+
 class PredictionRun(NamedTuple):
     """A trained network at work on a split of the target: `stream` yields a `Prediction` per image, `total` in all."""
 

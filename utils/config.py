@@ -86,7 +86,7 @@ class Run:
 class Model:
     """The networks; the widths scale every channel count, 64 is the published size. restore_from: `random`,
     `torchvision`, `timm` or a file, where stage 1 starts; download: allow the two hubs to fetch what is not on disk.
-    feature_strides: of a timm network, the strides of the maps that are its features together; empty: the last map alone.
+    feature_strides: of a timm network, strides of the maps that are its features together; empty: the last map alone.
     freeze_backbone: let only what is new on it learn.
     input_mean: three channel means in 0..255, in the network's channel order (BGR but for timm); empty: its own.
     checkpointing: keep less for the backward pass and compute it again; inplace_abn: the norms of inplace-abn, which

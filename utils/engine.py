@@ -99,6 +99,8 @@ class TrainState:
         self.method.network.load_state_dict(state["network"])
         self.method.discriminator.load_state_dict(state["discriminator"])
         self.method.load_memory(state["memory"])
+        if len(state["optimizer"]["param_groups"]) != len(self.optimizer.param_groups):
+            raise ValueError("of one of the two runs the backbone is frozen ([model] freeze_backbone)")
         if _group_keys(state["optimizer"]) != _group_keys(self.optimizer.state_dict()):  # torch would not notice
             raise ValueError("it was trained with another optimizer")
         _restore(self.optimizer, state["optimizer"])

@@ -22,7 +22,7 @@ from utils.nonfinite import NonFiniteError
 
 MEMORY_HELP = (
     "what needs less: a smaller batch_size with a larger iter_size, a smaller size of [source] and [target], "
-    "--precision bf16 or fp16, [model] checkpointing = true, output_stride = 16"
+    "--precision bf16 or fp16, [model] checkpointing = true, output_stride = 16 (without feature_strides)"
 )
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, or what one file may take
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}

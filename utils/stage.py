@@ -60,6 +60,8 @@ def run_stage(config: Config, options: Options, section: str) -> dict[str, Any]:
 def _train(config: Config, options: Options, section: str) -> dict[str, Any]:
     stage: Stage = getattr(config, section)
     build.say_notes(config, options)
+    if not options.continue_train:
+        build.say_frozen_notes(config, stage)
     if f"{section}.pseudo_labels" in options.changes and not build.wants_pseudo_labels(stage):
         say("note: --ssl-target-dir has no effect here: nothing in the stage reads pseudo labels")
     _check_folder(stage, options)
