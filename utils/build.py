@@ -504,11 +504,9 @@ def say_frozen_notes(config: Config, stage: Stage) -> None:
     """What does not go together with what is kept or frozen."""
     kept = stage.statistics == "kept"
     if kept and stage.restore_from == "random":
-        say("note: [step*] statistics = kept is for trained weights: a random start has means of 0 and variances of 1")
+        say("note: [step*] statistics = kept is for trained weights; a random start has means 0 and variances 1")
     if config.model.freeze_backbone and not kept:
-        say(
-            f"note: [model] freeze_backbone freezes weights; norms still follow statistics = {stage.statistics}, not kept"
-        )
+        say(f"note: [model] freeze_backbone freezes weights; norms still follow statistics = {stage.statistics}")
     if config.model.freeze_backbone and config.model.train_norm_affine:
         say("note: [model] train_norm_affine has no effect on a frozen backbone")
 
