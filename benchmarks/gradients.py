@@ -67,7 +67,7 @@ class Subject:
 
     @classmethod
     def read(cls, folder: Path) -> Subject:
-        """From `last.pt`. Raises ConfigError for a run without a source loss, CheckpointError for no run."""
+        """From `last.pt`. Raises ConfigError without source loss or learning backbone, CheckpointError for no run."""
         saved = load_last(folder)
         meta = saved["meta"]
         data = {**meta["config"], "classes": meta["classes"]}
@@ -85,6 +85,10 @@ class Subject:
         recipe = Recipe.of(config, stage, build.normalizer(network, config))
         if SOURCE not in recipe.active:
             raise ConfigError(f"{folder}: {SOURCE} has no weight there, nothing to compare with")
+        if config.model.freeze_backbone:
+            raise ConfigError(
+                f"{folder}: [model] freeze_backbone = true, there is no gradient in the backbone to compare"
+            )
         return cls(folder=folder, config=config, stage=stage, classes=classes, state=state, recipe=recipe)
 
     def updates(self) -> Iterator[Sequence[Pair]]:
@@ -127,8 +131,6 @@ def pull(state: TrainState, recipe: Recipe, name: str, batches: Sequence[Pair]) 
     losses = accumulate(state, dataclasses.replace(recipe, weights=alone), batches)
     undo()
     backbone, _ = state.method.network.parameter_groups()
-    if not backbone:
-        raise ConfigError("[model] freeze_backbone = true: there is no gradient in the backbone to compare")
     parts = [(p.grad if p.grad is not None else torch.zeros_like(p)).flatten().double() for p in backbone]
     return torch.cat(parts).cpu(), float(losses[name])
 

@@ -29,8 +29,6 @@ SCRIPTS = {
 }
 FINISHED = {"pseudo_label": "thresholds.json"}  # what a script writes last, manifest.json unless named here
 MATTERS = ("seed", "precision", "compile", "deterministic", "nonfinite", "bad_files")  # of [run], to the result
-
-
 LATER = ("feature_strides", "freeze_backbone")  # of [model], younger than published runs: unset, names stay
 
 

@@ -172,9 +172,9 @@ class SegmentationNetwork(nn.Module):
 
     def freeze_backbone(self) -> None:
         """Let only the new parts learn; no gradient is computed for the backbone then."""
-        for name, child in self.named_children():
-            if name not in self.new_parts():
-                child.requires_grad_(False)
+        backbone, _ = self.parameter_groups()
+        for parameter in backbone:
+            parameter.requires_grad_(False)
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Trainable parameters of (backbone, what is new on it), each once; the latter learn at ten times the rate."""
@@ -401,6 +401,7 @@ def build_network(
         "output_stride": output_stride,
         "train_norm_affine": train_norm_affine,
         "invertible_norms": invertible_norms,
+        "feature_strides": feature_strides,
     }
     # Imported here because both modules build on this one, and because timm takes seconds to import.
     if name == "vgg16":
@@ -410,7 +411,7 @@ def build_network(
     if name.startswith("timm:"):
         from model.timm_backbone import TimmNetwork
 
-        return TimmNetwork(name=name, feature_strides=feature_strides, **settings)
+        return TimmNetwork(name=name, **settings)
     oracle = name.startswith("oracle_")
     return DeepLab(name=name, resnet=name.removeprefix("oracle_"), oracle=oracle, **settings)
 
@@ -424,7 +425,10 @@ def _check_settings(
     finest_first = list(feature_strides) == sorted(set(feature_strides))
     checks = (
         (num_classes >= 1, f"num_classes must be at least 1, not {num_classes}"),
-        (branches in (2, 4) or (timm and branches == 0), _BRANCHES.format(branches)),
+        (
+            branches in (2, 4) or (timm and branches == 0),
+            f"branches must be 2 (as released) or 4, or with a timm network 0, not {branches}",
+        ),
         (width >= 1, f"width must be at least 1, not {width}"),
         (width == 64 or not timm, f"a timm model has its own width, leave out {width}"),
         (timm or not feature_strides, "only timm networks have feature_strides, leave them out"),
@@ -434,9 +438,6 @@ def _check_settings(
     for good, message in checks:
         if not good:
             raise NetworkError(f"network {name}: {message}")
-
-
-_BRANCHES = "branches must be 2 (as released) or 4, or with a timm network 0, not {}"
 
 
 def input_statistics(name: str) -> dict[str, Any]:

@@ -41,7 +41,7 @@ __all__ = [
     "write_weights",
 ]
 
-# Classifiers that initial weights may bring along, by their top-level name.
+# What initial weights may bring along on top of a backbone, by its top-level name.
 HEAD_NAMES = frozenset({"layer5", "layer6", "classifier", "fc", "fuse"})
 # Per RGB channel, of images in 0..1: what torchvision's classifiers were trained on.
 TORCHVISION_STD = (0.229, 0.224, 0.225)
@@ -161,7 +161,7 @@ def _head_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) 
     if not expected.keys() <= found.keys():
         return "the file has another head" if found else "the file has none"
     for name, value in expected.items():
-        if found[name].shape[:1] != value.shape[:1]:
+        if len(found[name]) != len(value):
             return f"{len(found[name])} classes in the file, {len(value)} in the network"
         if found[name].shape != value.shape:
             return f"{tuple(found[name].shape)} in the file, {tuple(value.shape)} in the network"
