@@ -26,7 +26,7 @@ from dataset.labels import train_id_decoding
 from dataset.loading import train_loader
 from dataset.segmentation import SegmentationDataset, read_resized
 from dataset.transforms import Augment
-from dataset.translation import METHODS, Translator, band, fda, lab_transfer, method_named
+from dataset.translation import METHODS, Translator, band, fda, histogram_match, lab_transfer, method_named
 from utils.log import say
 
 SIZES = {"Cityscapes": ((2048, 1024), (1024, 512)), "GTA5": ((1914, 1052), (1280, 720))}  # stored, wanted (W,H)
@@ -130,6 +130,7 @@ def _translation_cases(sample: Sample, size: tuple[int, int], *, repeats: int) -
             partial(naive_translation.fda, source, target, band(size, BETA)),
         ),
         "lab": (partial(lab_transfer, source, target), partial(naive_translation.lab, source, target)),
+        "histogram": (partial(histogram_match, source, target), partial(naive_translation.histogram, source, target)),
     }
     for name in METHODS:
         fast, naive = ways[name]
@@ -138,7 +139,7 @@ def _translation_cases(sample: Sample, size: tuple[int, int], *, repeats: int) -
             fast=fast,
             naive=naive,
             repeats=repeats,
-            agree=partial(_same_pixels, levels=1 if name == "fda" else 3),  # the statistics are those of a grid
+            agree=partial(_same_pixels, levels=3 if name == "lab" else 1),  # its statistics are those of a grid
         )
         method = method_named(name, beta=BETA, size=size)
         translated = _dataset([sample], size, None)

@@ -1,4 +1,5 @@
-"""The translations of dataset/translation.py as their papers write them: whole Fourier transforms, float64 throughout.
+"""The translations of dataset/translation.py as their papers write them: whole Fourier transforms, sorted pixels,
+float64 throughout.
 
 Tests hold the fast code against it, benchmarks time it. Images are (H,W,3) uint8 RGB; results are float64, neither
 rounded nor clipped.
@@ -36,6 +37,25 @@ def lab(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     factor = np.where(flat, 1.0, other.std(axis=(0, 1)) / np.where(flat, 1.0, own.std(axis=(0, 1))))
     moved = (own - own.mean(axis=(0, 1))) * factor + other.mean(axis=(0, 1))
     return 10.0 ** (moved @ np.linalg.inv(TO_LAB).T) @ np.linalg.inv(TO_LMS).T - 1
+
+
+def histogram(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The source with the target's distribution of red, green and blue, by sorting: every pixel becomes what lies at
+    its rank among the target's pixels. Pixels that share a level share the rank in their middle, and between two levels
+    of the target lies a straight line."""
+    translated = np.empty(source.shape)
+    for channel in range(3):
+        _, places, own_ranks = _ranked(source[..., channel])
+        levels, _, ranks = _ranked(target[..., channel])
+        translated[..., channel] = np.interp(own_ranks, ranks, levels)[places].reshape(source.shape[:2])
+    return translated
+
+
+def _ranked(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The values in ascending order, each once; which of them each pixel has; the rank of each, 0..1."""
+    levels, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    below = np.searchsorted(np.sort(values, axis=None), levels)
+    return levels, places.ravel(), (below + counts / 2) / values.size
 
 
 def to_lab(image: np.ndarray) -> np.ndarray:

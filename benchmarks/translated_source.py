@@ -3,7 +3,7 @@
     python -m benchmarks.translated_source configs/streets_source_only.toml --seeds 3
     python -m benchmarks.translated_source configs/roads_source_only.toml --seeds 3 --metric road --report-only
 
-The recipe under several seeds with the images as they are, with `fda` and `lab` on the fly, and with the copy that
+The recipe under several seeds with the images as they are, with each translation on the fly, and with the copy that
 `python -m dataset.translate ... --method cyclegan` wrote, if --cyclegan names it. A run that is finished is kept, one
 that was stopped goes on. Writes docs/results/translated_<recipe>.json and prints the table of it.
 """
@@ -19,21 +19,20 @@ from typing import Any
 
 from benchmarks.ladder_scores import paired, spread
 from utils.build import MISTAKES
-from utils.config import ConfigError, Parser
+from utils.config import TRANSLATIONS, ConfigError, Parser
 from utils.log import say, write_json
 from utils.run_folder import RunRecord, read_run
 from utils.runtime import launch
 
 ROOT = Path(__file__).resolve().parent.parent
 AS_STORED = "none"
-ON_THE_FLY = (AS_STORED, "fda", "lab")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train what is missing, then report."""
     arguments = _parser().parse_args(argv)
     out = arguments.out or Path("runs") / "translated_source" / arguments.config.stem
-    methods = [*ON_THE_FLY, *(["cyclegan"] if arguments.cyclegan else [])]
+    methods = [*TRANSLATIONS, *(["cyclegan"] if arguments.cyclegan else [])]
     folders = {(method, seed): out / f"{method}_seed{seed}" for seed in range(arguments.seeds) for method in methods}
     if not arguments.report_only:
         for (method, seed), folder in folders.items():

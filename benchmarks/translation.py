@@ -1,6 +1,6 @@
 """How far a translation brings the source to the target, in the eyes of a network that was trained on the target.
 
-    python -m dataset.translate configs/streets.toml --method fda --set train val          and lab, and cyclegan
+    python -m dataset.translate configs/streets.toml --method fda --set train val          and every other method
     python -m benchmarks.translation configs/streets.toml --json docs/results/translation_streets.json
 
 The oracle's mIoU on the source as it is, on each translated copy, and on the target itself, which is where the others
@@ -20,6 +20,7 @@ from torch import nn
 
 from dataset.labels import ClassTable
 from dataset.transforms import Normalize
+from dataset.translate import METHODS
 from utils import build
 from utils.config import Config, Parser, build_config, read_config
 from utils.inference import predict
@@ -27,8 +28,6 @@ from utils.log import say, write_json
 from utils.metrics import ConfusionMatrix
 from utils.runtime import launch, pick_device
 from utils.tables import format_columns
-
-METHODS = ("fda", "lab", "cyclegan")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -4,11 +4,11 @@
     python -m dataset.translate configs/gta5_to_cityscapes.toml --method lab --set train val
     python -m dataset.translate configs/gta5_to_cityscapes.toml --method cyclegan --segmenter runs/source_only/step1
 
-`fda` and `lab` take the style of a target image, drawn for every source image, and work in --num-workers processes;
-`cyclegan` first trains a translator (--continue-train goes on with one) and then runs it in batches. Of the target only
-images are read. The copy is laid out as the source: --data-dir, or the configuration that is written beside it, makes a
-training read it. Images have the shape of the source's, reduced to where they just cover [source] size. A run that was
-stopped goes on where it was. docs/translation.md.
+`fda`, `lab` and `histogram` take the style of a target image, drawn for every source image, and work in --num-workers
+processes; `cyclegan` first trains a translator (--continue-train goes on with one) and then runs it in batches. Of the
+target only images are read. The copy is laid out as the source: --data-dir, or the configuration that is written beside
+it, makes a training read it. Images have the shape of the source's, reduced to where they just cover [source] size. A
+run that was stopped goes on where it was. docs/translation.md.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Source images in the style of target images: two ways, of which neither learns nor looks at a label.
+"""Source images in the style of target images: three ways, of which none learns or looks at a label.
 
 `Fourier` (Yang & Soatto, "FDA", CVPR 2020) gives an image the amplitudes of a target image's low frequencies and
 keeps its phases. `Colours` (Reinhard et al., "Color Transfer between Images", 2001) gives it the mean and the standard
-deviation of a target image's colours. What a method needs of a target image is its style: a few numbers, described once
-and applied to any number of images of any size. Images are (H,W,3) uint8 RGB.
+deviation of a target image's colours, `Histogram` (histogram specification: Gonzalez & Woods, "Digital Image
+Processing", section 3.3) the whole distribution of each channel. What a method needs of a target image is its style: a
+few numbers, described once and applied to any number of images of any size. Images are (H,W,3) uint8 RGB.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import cv2
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-METHODS = ("fda", "lab")
+METHODS = ("fda", "lab", "histogram")
 _STRIP = 2**14  # pixels at a time: they stay in the processor's cache
 _DRAW_IMAGES, _DRAW_STYLE = (1,), (2,)  # spawn keys: apart from each other and from every draw without one
 
@@ -35,10 +36,11 @@ class Method(Protocol):
 
 
 def method_named(name: str, *, beta: float, size: tuple[int, int]) -> Method:
-    """The method called "fda" or "lab". size: (W,H) in which images are learnt from, which `beta` refers to."""
-    if name not in METHODS:
+    """The method of this name. size: (W,H) in which images are learnt from, which `beta` refers to."""
+    methods: dict[str, Method] = {"fda": Fourier(band(size, beta)), "lab": Colours(), "histogram": Histogram()}
+    if name not in methods:
         raise ValueError(f"unknown method {name!r}")
-    return Fourier(band(size, beta)) if name == "fda" else Colours()
+    return methods[name]
 
 
 def fda(source: np.ndarray, target: np.ndarray, *, beta: float) -> np.ndarray:
@@ -52,6 +54,12 @@ def lab_transfer(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """The source with the means and standard deviations of the target's l, alpha, beta. Any two sizes."""
     colours = Colours()
     return colours.apply(source, colours.describe(target))
+
+
+def histogram_match(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The source with the distribution of the target's red, green and blue, each by itself. Any two sizes."""
+    histogram = Histogram()
+    return histogram.apply(source, histogram.describe(target))
 
 
 def band(size: tuple[int, int], beta: float) -> int:
@@ -234,6 +242,41 @@ def _logarithms(image: np.ndarray) -> np.ndarray:
 def _affine(pixels: np.ndarray, matrix: np.ndarray, offset: np.ndarray) -> np.ndarray:
     """matrix @ p + offset for every pixel p of (H,W,3) float32."""
     return cv2.transform(pixels, np.column_stack([matrix, offset]).astype(np.float32))
+
+
+# ---- distributions ----
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Histogram specification: of each channel, a level becomes the target's level of the same rank.
+
+    The rank of a level is that of the middle one of its pixels, so where many pixels share a level, a white sky say,
+    they become what most of the target's brightest pixels are and not its one brightest. Between ranks of the target's
+    levels lies a straight line. style: (256,3), the share of each level 0..255 in the pixels.
+    """
+
+    def describe(self, target: np.ndarray) -> np.ndarray:
+        """The shares; those of a channel sum to 1."""
+        counts = [cv2.calcHist([target], [channel], None, [256], [0, 256]).ravel() for channel in range(3)]
+        return np.stack(counts, axis=1) / np.float32(target[..., 0].size)
+
+    def apply(self, source: np.ndarray, style: np.ndarray) -> np.ndarray:
+        """The image with these shares, as nearly as whole levels allow."""
+        tables = [_same_ranks(own, other) for own, other in zip(self.describe(source).T, style.T, strict=True)]
+        return cv2.LUT(source, np.stack(tables, axis=1)[None])
+
+
+def _same_ranks(own: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(256,) uint8: for each level of the one distribution the level of the other that has its rank."""
+    present = np.flatnonzero(other)
+    return np.interp(_middles(own), _middles(other)[present], present).round().astype(np.uint8)
+
+
+def _middles(shares: np.ndarray) -> np.ndarray:
+    """(256,) float64: the share of pixels below each level and half of those on it."""
+    precise = shares.astype(np.float64)
+    return precise.cumsum() - precise / 2
 
 
 # ---- which style ----

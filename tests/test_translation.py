@@ -1,4 +1,4 @@
-"""Translation on the fly: both ways against the naive ones, what they keep, which style is drawn, and whole runs."""
+"""Translation on the fly: every way against the naive ones, what they keep, which style is drawn, and whole runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import pickle
 import shutil
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,12 @@ from dataset.translation import (
     METHODS,
     Colours,
     Fourier,
+    Histogram,
     Translator,
     band,
     drawn_images,
     fda,
+    histogram_match,
     lab_transfer,
     method_named,
 )
@@ -42,7 +46,7 @@ from utils.config import TRANSLATIONS, ConfigError, build_config
 KINDS = ("noise", "smooth", "grey", "constant", "black", "white")
 SIDES = st.tuples(st.integers(1, 24), st.integers(1, 24))
 SEEDS = st.integers(0, 10**6)
-BOTH = pytest.mark.parametrize("name", METHODS)
+ALL = pytest.mark.parametrize("name", METHODS)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -63,7 +67,12 @@ def picture(seed: int, size: tuple[int, int], kind: str = "noise", *, span: tupl
 
 
 def translate(name: str, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    return fda(source, target, beta=0.2) if name == "fda" else lab_transfer(source, target)
+    ways: dict[str, Callable[..., np.ndarray]] = {
+        "fda": partial(fda, beta=0.2),
+        "lab": lab_transfer,
+        "histogram": histogram_match,
+    }
+    return ways[name](source, target)
 
 
 # ---- against the naive ways ----
@@ -101,10 +110,20 @@ def test_lab_of_a_large_image_takes_its_statistics_from_a_grid() -> None:
     assert np.abs(lab_transfer(source, target) - expected).max() <= 3
 
 
+@settings(max_examples=60, deadline=None)
+@given(SIDES, SIDES, st.sampled_from(KINDS), st.sampled_from(KINDS), SEEDS)
+def test_histograms_are_matched_as_by_sorting(
+    size: tuple[int, int], other: tuple[int, int], kind: str, style: str, seed: int
+) -> None:
+    source, target = picture(seed, size, kind), picture(seed + 1, other, style)
+    expected = naive_translation.histogram(source, target)
+    assert np.abs(histogram_match(source, target) - expected).max() <= 0.5 + 1e-3  # rounded
+
+
 # ---- what they keep ----
 
 
-@BOTH
+@ALL
 @settings(max_examples=60, deadline=None)
 @given(SIDES, st.sampled_from(KINDS), SEEDS)
 def test_a_target_that_is_the_source_changes_nothing(name: str, size: tuple[int, int], kind: str, seed: int) -> None:
@@ -120,7 +139,7 @@ def test_fda_of_every_frequency_changes_nothing_either(size: tuple[int, int], se
     assert np.abs(fourier.apply(source, fourier.describe(source)).astype(int) - source).max() <= 1
 
 
-@BOTH
+@ALL
 @settings(max_examples=60, deadline=None)
 @given(SIDES, SIDES, st.sampled_from(KINDS), st.sampled_from(KINDS), SEEDS)
 def test_any_two_images_give_an_image(
@@ -133,7 +152,7 @@ def test_any_two_images_give_an_image(
     assert (translated.shape, translated.dtype) == (source.shape, np.uint8)
     np.testing.assert_array_equal(source, before)
     if kind in ("grey", "black", "white") and style in ("grey", "black", "white"):
-        assert np.ptp(translated.astype(int), axis=2).max() <= (0 if name == "fda" else 1)
+        assert np.ptp(translated.astype(int), axis=2).max() <= (1 if name == "lab" else 0)
 
 
 def test_fda_keeps_phases_and_the_energy_outside_the_window() -> None:
@@ -171,7 +190,24 @@ def test_lab_gives_the_targets_statistics() -> None:
     np.testing.assert_allclose(translated, Colours().describe(target), rtol=0.02, atol=2e-3)
 
 
-@BOTH
+def test_a_histogram_becomes_the_targets_and_order_stays() -> None:
+    source, target = picture(0, (60, 50)), picture(1, (40, 70), "smooth", span=(20, 90))
+    translated = histogram_match(source, target)
+    shares = [Histogram().describe(image).cumsum(axis=0) for image in (translated, target, source)]
+    assert np.abs(shares[0] - shares[1]).max() < 0.05 < 0.5 < np.abs(shares[2] - shares[1]).max()
+    for channel in range(3):
+        order = np.argsort(source[..., channel], axis=None, kind="stable")
+        assert (np.diff(translated[..., channel].ravel()[order].astype(int)) >= 0).all()
+
+
+def test_a_level_that_many_pixels_share_becomes_a_common_one() -> None:
+    """A white half of the source: the middle of the target's brighter half, not its brightest pixel."""
+    source = np.repeat(np.array([[0, 255]], np.uint8), 50, axis=1)[..., None].repeat(3, axis=2)
+    target = np.arange(101, dtype=np.uint8)[None, :, None].repeat(3, axis=2)
+    assert np.unique(histogram_match(source, target)).tolist() == [25, 75]
+
+
+@ALL
 def test_the_threads_of_this_process_change_no_bit(name: str) -> None:
     method = method_named(name, beta=0.05, size=(300, 200))
     source, target = picture(0, (200, 300)), picture(1, (190, 280), "smooth")
@@ -221,7 +257,7 @@ def test_a_position_draws_whether_and_which(probability: float) -> None:
     assert drawn != [translator.draw((8, 0, position)) for position in range(2000)] or not probability
 
 
-@BOTH
+@ALL
 def test_a_copy_in_another_process_does_the_same(name: str) -> None:
     translator = Translator(*styles(name))
     copy = pickle.loads(pickle.dumps(translator))
@@ -242,7 +278,7 @@ def samples(tmp_path: Path) -> list[Sample]:
     return made
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("scale", [False, True])
 def test_images_are_translated_before_the_same_augmentation(name: str, scale: bool, samples: list[Sample]) -> None:
     translator = Translator(*styles(name))
@@ -280,7 +316,10 @@ def test_the_settings_name_the_methods() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"method": "fdaa"}, r"\[translation\] method is 'fdaa'; choose one of none, fda, lab \(did you mean fda\?\)"),
+        (
+            {"method": "fdaa"},
+            r"\[translation\] method is 'fdaa'; choose one of none, fda, lab, histogram \(did you mean fda\?\)",
+        ),
         ({"beta": 0.6}, r"\[translation\] beta must lie in 0..0.5, not 0.6"),
         ({"beta": float("nan")}, "beta must lie in"),
         ({"styles": -1}, "styles must be at least 0, not -1"),
@@ -322,7 +361,7 @@ def straight(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return {name: train(world, folder / name, **settings_of(name)) for name in TRANSLATIONS}
 
 
-@pytest.mark.parametrize(("name", "workers"), [("fda", 2), ("lab", 0)])
+@pytest.mark.parametrize(("name", "workers"), [("fda", 2), ("lab", 0), ("histogram", 1)])
 def test_an_interrupted_run_ends_as_if_nothing_had_happened(
     name: str, workers: int, world: Path, tmp_path: Path, straight: dict[str, Path]
 ) -> None:
@@ -355,6 +394,7 @@ def test_the_manifest_says_which_source_was_used(straight: dict[str, Path]) -> N
         "none": "as stored",
         "fda": "translated on the fly: fda, beta 0.1, 3 styles of target train",
         "lab": "translated on the fly: lab, 3 styles of target train",
+        "histogram": "translated on the fly: histogram, 3 styles of target train",
     }
 
 

@@ -23,7 +23,7 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 STATISTICS = ("source", "target", "both", "kept")
 POLICIES = ("error", "skip")
 OPTIMIZERS = ("sgd", "adamw")
-TRANSLATIONS = ("none", "fda", "lab")
+TRANSLATIONS = ("none", "fda", "lab", "histogram")
 # The modes of the method, as model/aim.py, model/isia.py and model/bafft.py know them; a test compares.
 AIM = ("none", "fixed", "adaptive", "released")
 ISIA = ("none", "paper", "released")

@@ -83,7 +83,7 @@ TRAINING = (
     Flag("--num-prototype", "{section}.num_prototype", int, "bank slots per stuff class, x10 per thing class"),
     Flag("--save-pred-every", "{section}.save_pred_every", int, "updates between snapshots and validations"),
     Flag("--snapshot-dir", "{section}.snapshot_dir", str, "folder of the run"),
-    Flag("--translation", "translation.method", str, "none, or source images in the target's style: fda, lab"),
+    Flag("--translation", "translation.method", str, "none, or source images as the target's: fda, lab, histogram"),
     Flag("--ssl-target-dir", "{section}.pseudo_labels", str, "folder of pseudo labels"),
     Flag("--log-dir", "run.log_dir", str, "folder of TensorBoard files"),
     Flag("--random-mirror", "{section}.random_mirror", bool),
@@ -116,7 +116,7 @@ TRANSLATING = (  # many as in training, where the section's own mean the trainin
     *(flag for flag in TRAINING if flag.name in _ALIKE),
     Flag("--segmenter", "{section}.segmenter", str, "weights for the semantic loss: a file or a run folder"),
     Flag("--beta", "translation.beta", float, "share of the frequencies that fda exchanges"),
-    Flag("--styles", "translation.styles", int, "target images that fda and lab take styles from; 0: all"),
+    Flag("--styles", "translation.styles", int, "target images that styles are taken from; 0: all"),
 )
 PICTURES = (
     *VIEWS,
