@@ -1,11 +1,14 @@
-"""The translations of dataset/translation.py as their papers write them: whole Fourier transforms, sorted pixels,
-float64 throughout.
+"""The translations of dataset/translation.py, step by step: whole Fourier transforms and float64 as their papers have
+them, histograms by sorting pixels.
 
 Tests hold the fast code against it, benchmarks time it. Images are (H,W,3) uint8 RGB; results are float64, neither
 rounded nor clipped.
 """
 
 from __future__ import annotations
+
+import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -40,22 +43,17 @@ def lab(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def histogram(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The source with the target's distribution of red, green and blue, by sorting: every pixel becomes what lies at
-    its rank among the target's pixels. Pixels that share a level share the rank in their middle, and between two levels
-    of the target lies a straight line."""
+    """The source with the target's red, green and blue, pixel by pixel in the order of brightness: what lies in the
+    middle of the pixels of one level becomes what the target has at that share of its own. On a boundary between two
+    pixels of the target, the darker."""
     translated = np.empty(source.shape)
     for channel in range(3):
-        _, places, own_ranks = _ranked(source[..., channel])
-        levels, _, ranks = _ranked(target[..., channel])
-        translated[..., channel] = np.interp(own_ranks, ranks, levels)[places].reshape(source.shape[:2])
+        own, other = (np.sort(image[..., channel], axis=None) for image in (source, target))
+        for level in np.unique(own):
+            first, after = np.searchsorted(own, level), np.searchsorted(own, level, side="right")
+            place = Fraction(int(first + after), 2 * own.size) * other.size
+            translated[..., channel][source[..., channel] == level] = other[math.ceil(place) - 1]
     return translated
-
-
-def _ranked(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The values in ascending order, each once; which of them each pixel has; the rank of each, 0..1."""
-    levels, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    below = np.searchsorted(np.sort(values, axis=None), levels)
-    return levels, places.ravel(), (below + counts / 2) / values.size
 
 
 def to_lab(image: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from typing import Any
 from torch import nn
 
 from dataset.labels import ClassTable
+from dataset.loading import BatchLoader
 from dataset.transforms import Normalize
 from dataset.translate import METHODS
 from utils import build
@@ -48,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         copy = (arguments.translated or runs / "translated") / method
         domains[method] = _as_target(config, {**config.source, "root": str(copy)})
     domains["target"] = config
-    scores = {name: _scores(own, classes, network, normalize) for name, own in domains.items()}
+    # All of them before the first score: a copy that is missing is said now.
+    loaders = {name: build.prediction_loader(own, "val", classes, labelled=True) for name, own in domains.items()}
+    scores = {name: _scores(loader, classes, network, normalize) for name, loader in loaders.items()}
 
     say(format_columns(classes.names, {name: score["iou"] for name, score in scores.items()}))
     low, high = scores["source"]["miou"], scores["target"]["miou"]
@@ -75,10 +78,9 @@ def _as_target(config: Config, source: Any) -> Config:
     return dataclasses.replace(config, target=source)
 
 
-def _scores(config: Config, classes: ClassTable, network: nn.Module, normalize: Normalize) -> dict[str, Any]:
-    """The network's scores on val of `[target]`."""
+def _scores(loader: BatchLoader, classes: ClassTable, network: nn.Module, normalize: Normalize) -> dict[str, Any]:
+    """The network's scores on labelled images."""
     confusion = ConfusionMatrix(classes.num_classes)
-    loader = build.prediction_loader(config, "val", classes, labelled=True)
     for item in predict(network, loader, normalize=normalize):
         confusion.update(item.classes(), item.label.numpy())
     return confusion.to_dict(classes.names, classes.subsets)

@@ -250,7 +250,7 @@ def _painter(config: Config, options: Options, job: Job) -> Painter:
 
 
 def _style_painter(config: Config, options: Options, job: Job, target: Sequence[Sample]) -> Painter:
-    """FDA or Lab: each image in the style of a target image that seed and name draw."""
+    """The methods of dataset/translation.py: each image in the style of a target image that seed and name draw."""
     from utils import build
 
     settings, seed = config.translation, config.run.seed

@@ -20,7 +20,6 @@ import cv2
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-METHODS = ("fda", "lab", "histogram")
 _STRIP = 2**14  # pixels at a time: they stay in the processor's cache
 _DRAW_IMAGES, _DRAW_STYLE = (1,), (2,)  # spawn keys: apart from each other and from every draw without one
 
@@ -37,10 +36,9 @@ class Method(Protocol):
 
 def method_named(name: str, *, beta: float, size: tuple[int, int]) -> Method:
     """The method of this name. size: (W,H) in which images are learnt from, which `beta` refers to."""
-    methods: dict[str, Method] = {"fda": Fourier(band(size, beta)), "lab": Colours(), "histogram": Histogram()}
-    if name not in methods:
+    if name not in METHODS:
         raise ValueError(f"unknown method {name!r}")
-    return methods[name]
+    return Fourier(band(size, beta)) if name == "fda" else _WITHOUT_SETTINGS[name]()
 
 
 def fda(source: np.ndarray, target: np.ndarray, *, beta: float) -> np.ndarray:
@@ -249,34 +247,34 @@ def _affine(pixels: np.ndarray, matrix: np.ndarray, offset: np.ndarray) -> np.nd
 
 @dataclass(frozen=True)
 class Histogram:
-    """Histogram specification: of each channel, a level becomes the target's level of the same rank.
+    """Histogram specification: with all pixels of a channel in order, a level becomes what the target has at its place.
 
-    The rank of a level is that of the middle one of its pixels, so where many pixels share a level, a white sky say,
-    they become what most of the target's brightest pixels are and not its one brightest. Between ranks of the target's
-    levels lies a straight line. style: (256,3), the share of each level 0..255 in the pixels.
+    The pixels of one level have one place, that of their middle: a white sky over half of the source becomes the median
+    of the target's brighter half, not its one brightest pixel. No level appears that the target does not have.
+    style: (256,3), how many pixels have each level 0..255.
     """
 
     def describe(self, target: np.ndarray) -> np.ndarray:
-        """The shares; those of a channel sum to 1."""
+        """The numbers of pixels, as float32, which holds them exactly up to 2**24."""
         counts = [cv2.calcHist([target], [channel], None, [256], [0, 256]).ravel() for channel in range(3)]
-        return np.stack(counts, axis=1) / np.float32(target[..., 0].size)
+        return np.stack(counts, axis=1)
 
     def apply(self, source: np.ndarray, style: np.ndarray) -> np.ndarray:
-        """The image with these shares, as nearly as whole levels allow."""
-        tables = [_same_ranks(own, other) for own, other in zip(self.describe(source).T, style.T, strict=True)]
+        """The image with this distribution, as nearly as moving whole levels allows."""
+        tables = [_levels_in_place(own, other) for own, other in zip(self.describe(source).T, style.T, strict=True)]
         return cv2.LUT(source, np.stack(tables, axis=1)[None])
 
 
-def _same_ranks(own: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """(256,) uint8: for each level of the one distribution the level of the other that has its rank."""
-    present = np.flatnonzero(other)
-    return np.interp(_middles(own), _middles(other)[present], present).round().astype(np.uint8)
+def _levels_in_place(own: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(256,) uint8: for each level of the one histogram the level that the other has at its place."""
+    pixels, wanted = own.astype(np.int64), other.astype(np.int64)
+    # Places are shares of all pixels; times twice the pixels of both images they are whole numbers, and ties are exact.
+    places = (2 * pixels.cumsum() - pixels) * wanted.sum()
+    return np.searchsorted(2 * wanted.cumsum() * pixels.sum(), places).astype(np.uint8)
 
 
-def _middles(shares: np.ndarray) -> np.ndarray:
-    """(256,) float64: the share of pixels below each level and half of those on it."""
-    precise = shares.astype(np.float64)
-    return precise.cumsum() - precise / 2
+_WITHOUT_SETTINGS: dict[str, type[Method]] = {"lab": Colours, "histogram": Histogram}
+METHODS = ("fda", *_WITHOUT_SETTINGS)
 
 
 # ---- which style ----

@@ -6,11 +6,12 @@ import json
 import pickle
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -116,8 +117,14 @@ def test_histograms_are_matched_as_by_sorting(
     size: tuple[int, int], other: tuple[int, int], kind: str, style: str, seed: int
 ) -> None:
     source, target = picture(seed, size, kind), picture(seed + 1, other, style)
-    expected = naive_translation.histogram(source, target)
-    assert np.abs(histogram_match(source, target) - expected).max() <= 0.5 + 1e-3  # rounded
+    np.testing.assert_array_equal(histogram_match(source, target), naive_translation.histogram(source, target))
+
+
+def test_histograms_with_a_few_pixels_far_out_are_matched_as_by_sorting() -> None:
+    """Of a million pixels a handful is bright: their places lie closer together than single precision tells."""
+    source, target = picture(0, (1052, 1914), span=(0, 29)), picture(1, (720, 1280), span=(50, 69))
+    source[0, :5], target[0, :3] = [[100], [130], [180], [220], [255]], [[120], [180], [255]]
+    np.testing.assert_array_equal(histogram_match(source, target), naive_translation.histogram(source, target))
 
 
 # ---- what they keep ----
@@ -190,11 +197,14 @@ def test_lab_gives_the_targets_statistics() -> None:
     np.testing.assert_allclose(translated, Colours().describe(target), rtol=0.02, atol=2e-3)
 
 
-def test_a_histogram_becomes_the_targets_and_order_stays() -> None:
-    source, target = picture(0, (60, 50)), picture(1, (40, 70), "smooth", span=(20, 90))
+@pytest.mark.parametrize("target", [picture(1, (40, 70), "smooth", span=(20, 90)), picture(1, (40, 70)) // 128 * 255])
+def test_a_histogram_becomes_the_targets_and_order_stays(target: np.ndarray) -> None:
+    source = picture(0, (60, 50))
     translated = histogram_match(source, target)
-    shares = [Histogram().describe(image).cumsum(axis=0) for image in (translated, target, source)]
-    assert np.abs(shares[0] - shares[1]).max() < 0.05 < 0.5 < np.abs(shares[2] - shares[1]).max()
+    counts = [Histogram().describe(image).cumsum(axis=0) for image in (translated, target, source)]
+    shares = [count / count[-1] for count in counts]
+    assert np.abs(shares[0] - shares[1]).max() < 0.01 < 0.3 < np.abs(shares[2] - shares[1]).max()
+    assert set(np.unique(translated)) <= set(np.unique(target))
     for channel in range(3):
         order = np.argsort(source[..., channel], axis=None, kind="stable")
         assert (np.diff(translated[..., channel].ravel()[order].astype(int)) >= 0).all()
@@ -207,12 +217,21 @@ def test_a_level_that_many_pixels_share_becomes_a_common_one() -> None:
     assert np.unique(histogram_match(source, target)).tolist() == [25, 75]
 
 
+@pytest.fixture
+def opencv_threads() -> Iterator[Callable[[int], None]]:
+    """Sets OpenCV's threads, until the test is over."""
+    before = cv2.getNumThreads()
+    yield cv2.setNumThreads
+    cv2.setNumThreads(before)
+
+
 @ALL
-def test_the_threads_of_this_process_change_no_bit(name: str) -> None:
-    method = method_named(name, beta=0.05, size=(300, 200))
-    source, target = picture(0, (200, 300)), picture(1, (190, 280), "smooth")
+def test_the_threads_of_this_process_change_no_bit(name: str, opencv_threads: Callable[[int], None]) -> None:
+    method = method_named(name, beta=0.05, size=(900, 700))
+    source, target = picture(0, (700, 900)), picture(1, (690, 880), "smooth")
     found = []
     for threads in (1, 2, 3):
+        opencv_threads(threads)
         with threadpool_limits(threads):
             style = method.describe(target)
             found.append(style.tobytes() + method.apply(source, style).tobytes())
@@ -420,7 +439,7 @@ def test_the_flag_and_the_log(world: Path, tmp_path: Path, script: Script, strai
     assert "--override 'translation.method=\"lab\"'" in printed.splitlines()[-1]
 
 
-@pytest.mark.parametrize("keys", [{"beta": 0.2}, {"styles": 2}, {"method": "lab"}])
+@pytest.mark.parametrize("keys", [{"beta": 0.2}, {"styles": 2}, {"method": "lab"}, {"method": "histogram"}])
 def test_styles_of_another_making_are_not_mixed(
     keys: dict[str, Any], world: Path, tmp_path: Path, straight: dict[str, Path]
 ) -> None:

@@ -83,7 +83,7 @@ TRAINING = (
     Flag("--num-prototype", "{section}.num_prototype", int, "bank slots per stuff class, x10 per thing class"),
     Flag("--save-pred-every", "{section}.save_pred_every", int, "updates between snapshots and validations"),
     Flag("--snapshot-dir", "{section}.snapshot_dir", str, "folder of the run"),
-    Flag("--translation", "translation.method", str, "none, or source images as the target's: fda, lab, histogram"),
+    Flag("--translation", "translation.method", str, "none; source images like the target's: fda, lab, histogram"),
     Flag("--ssl-target-dir", "{section}.pseudo_labels", str, "folder of pseudo labels"),
     Flag("--log-dir", "run.log_dir", str, "folder of TensorBoard files"),
     Flag("--random-mirror", "{section}.random_mirror", bool),
