@@ -407,9 +407,10 @@ def run(*flags: str) -> None:
     translate.main(["tiny.toml", "--method", "lab", *flags])
 
 
-def test_the_number_of_processes_changes_nothing(world: Path) -> None:
-    run("--save", "none", "--num-workers", "0")
-    run("--save", "one", "--num-workers", "1")
+@pytest.mark.parametrize("method", translate.STYLES)
+def test_the_number_of_processes_changes_nothing(method: str, world: Path) -> None:
+    run("--method", method, "--save", "none", "--num-workers", "0")
+    run("--method", method, "--save", "one", "--num-workers", "1")
     for path in sorted((world / "none" / "images").iterdir()):
         assert path.read_bytes() == (world / "one" / "images" / path.name).read_bytes()
 
