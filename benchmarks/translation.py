@@ -21,7 +21,7 @@ from torch import nn
 from dataset.labels import ClassTable
 from dataset.loading import BatchLoader
 from dataset.transforms import Normalize
-from dataset.translate import METHODS
+from dataset.translation import METHODS
 from utils import build
 from utils.config import Config, Parser, build_config, read_config
 from utils.inference import predict
@@ -29,6 +29,8 @@ from utils.log import say, write_json
 from utils.metrics import ConfusionMatrix
 from utils.runtime import launch, pick_device
 from utils.tables import format_columns
+
+COPIES = (*METHODS, "cyclegan")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     normalize = build.normalizer(network, config, weights)
 
     domains: dict[str, Config] = {"source": _as_target(config, config.source)}
-    for method in METHODS:
+    for method in COPIES:
         copy = (arguments.translated or runs / "translated") / method
         domains[method] = _as_target(config, {**config.source, "root": str(copy)})
     domains["target"] = config
@@ -55,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     say(format_columns(classes.names, {name: score["iou"] for name, score in scores.items()}))
     low, high = scores["source"]["miou"], scores["target"]["miou"]
-    closed = {method: (scores[method]["miou"] - low) / (high - low) for method in METHODS}
+    closed = {method: (scores[method]["miou"] - low) / (high - low) for method in COPIES}
     for method, share in closed.items():
         say(f"{method}: {scores[method]['miou']:.2f} mIoU, {share:.0%} of the way from {low:.2f} to {high:.2f}")
     if arguments.json:
