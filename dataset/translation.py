@@ -44,20 +44,21 @@ def method_named(name: str, *, beta: float, size: tuple[int, int]) -> Method:
 def fda(source: np.ndarray, target: np.ndarray, *, beta: float) -> np.ndarray:
     """The source with the target's amplitudes at frequencies of at most floor(beta * shorter side of the source)
     cycles per image in both directions. The two may have different sizes."""
-    fourier = Fourier(band((source.shape[1], source.shape[0]), beta))
-    return fourier.apply(source, fourier.describe(target))
+    return _in_style_of(target, source, Fourier(band((source.shape[1], source.shape[0]), beta)))
 
 
 def lab_transfer(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """The source with the means and standard deviations of the target's l, alpha, beta. Any two sizes."""
-    colours = Colours()
-    return colours.apply(source, colours.describe(target))
+    return _in_style_of(target, source, Colours())
 
 
 def histogram_match(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """The source with the distribution of the target's red, green and blue, each by itself. Any two sizes."""
-    histogram = Histogram()
-    return histogram.apply(source, histogram.describe(target))
+    return _in_style_of(target, source, Histogram())
+
+
+def _in_style_of(target: np.ndarray, source: np.ndarray, method: Method) -> np.ndarray:
+    return method.apply(source, method.describe(target))
 
 
 def band(size: tuple[int, int], beta: float) -> int:

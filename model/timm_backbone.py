@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from model.deeplab import Head, Hypercolumn, NetworkError, SegmentationNetwork
 
 HYPERCOLUMN_DIM = 128
+_INSTEAD = "choose a convolutional model such as resnet50 or tf_efficientnet_lite0"
 
 
 class TimmNetwork(SegmentationNetwork):
@@ -99,7 +100,7 @@ def _try_out(backbone: Any, name: str, strides: Sequence[int]) -> None:
     try:
         found = [tuple(x.shape[1:]) for x in backbone.eval()(torch.zeros(1, 3, height, width))]
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = _reason(error, otherwise=type(error).__name__)
         raise NetworkError(f"timm model '{timm_name(name)}' cannot take images of any size: {reason}") from error
     finally:
         backbone.train()
@@ -107,7 +108,7 @@ def _try_out(backbone: Any, name: str, strides: Sequence[int]) -> None:
         if shape[0] != channels or abs(shape[1] - h) > 1 or abs(shape[2] - w) > 1:
             raise NetworkError(
                 f"timm model '{timm_name(name)}' has maps {shape} where ({channels}, {h:g}, {w:g}) were expected: they "
-                "do not lie over each other; choose a convolutional model such as resnet50 or tf_efficientnet_lite0"
+                f"do not lie over each other; {_INSTEAD}"
             )
 
 
@@ -118,12 +119,16 @@ def _feature_backbone(name: str, wanted: str, **options: Any) -> Any:
         backbone.feature_info.reduction()
     except Exception as error:
         # Each architecture refuses in its own way: TypeError, NotImplementedError, AssertionError, ...
-        reason = next(iter(str(error).strip().splitlines()), "it cannot be dilated")
+        reason = _reason(error, otherwise="it cannot be dilated")
         raise NetworkError(
-            f"timm model '{model}' cannot be a feature backbone {wanted}: {reason}; "
-            "choose a convolutional model such as resnet50 or tf_efficientnet_lite0"
+            f"timm model '{model}' cannot be a feature backbone {wanted}: {reason}; {_INSTEAD}"
         ) from error
     return backbone
+
+
+def _reason(error: Exception, *, otherwise: str) -> str:
+    """The first line of what an architecture says, all of it."""
+    return next(iter(str(error).strip().splitlines()), otherwise)
 
 
 def timm_statistics(name: str) -> dict[str, Any]:
