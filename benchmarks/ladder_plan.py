@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rungs import METHOD, Rung
+from model.extras.lessons import LESSON_LOSSES
 from utils.config import Config, Stage, build_config, merge, override, read_config
 from utils.flags import hand_over
 
@@ -29,7 +30,9 @@ SCRIPTS = {
 }
 FINISHED = {"pseudo_label": "thresholds.json"}  # what a script writes last, manifest.json unless named here
 MATTERS = ("seed", "precision", "compile", "deterministic", "nonfinite", "bad_files")  # of [run], to the result
-LATER = ("feature_strides", "freeze_backbone")  # of [model], younger than published runs: unset, names stay
+# Settings younger than published runs: where they have these values, names stay as they were.
+LATER: dict[str, Any] = {"feature_strides": (), "freeze_backbone": False, "teacher_weights": "image"}
+OF_LESSONS = ("teacher_momentum", "teacher_threshold", "teacher_weights", "mask_block", "mask_ratio")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,13 +220,21 @@ def _pseudo_labels(data: Mapping[str, Any], path: Path, out: Path, step1: Job) -
 def _folder(section: str, settings: Mapping[str, Any], after: Sequence[Job], out: Path) -> Path:
     """Named after everything that matters to the result; a run that another starts from stands for its settings."""
     places = ("snapshot_dir", "prefix", "pseudo_labels", "save", *(("restore_from",) if after else ()))
-    own = {key: value for key, value in settings[section].items() if key not in places}
+    own = {key: value for key, value in _named_after(settings[section]).items() if key not in places}
     shared = {name: settings[name] for name in ("source", "target", "classes", "translation")}
-    shared["model"] = {key: value for key, value in settings["model"].items() if value or key not in LATER}
+    shared["model"] = _named_after(settings["model"])
     shared["run"] = {key: settings["run"][key] for key in MATTERS}
     made_from = [shared, own, [job.key for job in after]]
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     return out / f"seed{settings['run']['seed']}" / f"{section}-{digest[:10]}"
+
+
+def _named_after(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A section as its run's name knows it: how lessons are given does not matter where there are none."""
+    known = dict(settings)
+    if not any(settings.get("weights", {}).get(loss) for loss in LESSON_LOSSES):
+        known |= {key: getattr(Stage, key) for key in OF_LESSONS if key in settings}
+    return {key: value for key, value in known.items() if key not in LATER or value != LATER[key]}
 
 
 def _settings(data: Mapping[str, Any], path: Path) -> dict[str, Any]:

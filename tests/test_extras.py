@@ -87,6 +87,12 @@ def test_pseudo_labels_weigh_as_their_image_is_certain() -> None:
     assert torch.equal(pseudo.weights, torch.tensor([0.75, 0.0])[:, None, None].expand(2, 2, 2))
 
 
+def test_pseudo_labels_weigh_as_they_are_certain_themselves() -> None:
+    confidence = torch.tensor([[[0.99, 0.5], [0.97, 0.968]]])
+    pseudo = confident(confidence, torch.zeros(1, 2, 2, dtype=torch.int64), threshold=0.968, by="pixel")
+    assert pseudo.weights.tolist() == [[[1.0, 0.0], [1.0, 0.0]]]
+
+
 # ---- ClassMix ----
 
 
@@ -218,6 +224,15 @@ def test_lessons_move_no_statistics(world: Path, tmp_path: Path) -> None:
     assert means
     assert all(torch.equal(first[name], second[name]) for name in means)
     assert differences(first, second), "the lesson changed no weight"
+
+
+def test_a_run_weighs_labels_as_its_settings_say(world: Path, tmp_path: Path) -> None:
+    brief = {"num_steps": 1, "save_pred_every": 1, "teacher_threshold": 0.3, "weights": {"seg": 1.0, "masked": 1.0}}
+    image, pixel = (
+        state_of(train(world, tmp_path / by, step1={**brief, "teacher_weights": by}))["network"]
+        for by in ("image", "pixel")
+    )
+    assert differences(image, pixel)
 
 
 def test_a_weight_of_zero_makes_no_teacher(world: Path, tmp_path: Path) -> None:

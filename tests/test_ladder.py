@@ -130,6 +130,13 @@ def test_settings_that_came_later_leave_published_runs_their_names() -> None:
     assert last("streets", "configured", changes={"model.freeze_backbone": True}).folder.name != published[-1]
 
 
+def test_how_a_teacher_teaches_matters_only_where_there_is_one() -> None:
+    for key, value in (("teacher_weights", "pixel"), ("teacher_threshold", 0.9), ("mask_ratio", 0.5)):
+        changes = {f"{stage}.{key}": value for stage in ("step1", "step2")}
+        for rung, untaught in (("source_only", True), ("sim", True), ("configured", False), ("modern", False)):
+            assert (last("streets", rung, changes=changes).key == last("streets", rung).key) is untaught, (key, rung)
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_rungs_change_what_they_say(name: str) -> None:
     of = {rung.name: settings(last(name, rung.name)) for rung in RUNGS}

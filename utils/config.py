@@ -28,6 +28,7 @@ TRANSLATIONS = ("none", "fda", "lab", "histogram")
 AIM = ("none", "fixed", "adaptive", "released")
 ISIA = ("none", "paper", "released")
 LABEL_MAPS = ("prediction", "merged")
+TEACHER_WEIGHTS = ("image", "pixel")
 MAX_SEED = 2**63 - 1  # torch's
 NOT_NEGATIVE = (  # settings of a stage
     "keep",
@@ -210,6 +211,7 @@ class Stage:
     label_map: str = "prediction"
     teacher_momentum: float = 0.99
     teacher_threshold: float = 0.968
+    teacher_weights: str = "image"
     mask_block: int = 32
     mask_ratio: float = 0.7
     rare_classes: float = 0.0
@@ -452,6 +454,7 @@ def _check_stage(stage: Stage, where: str) -> None:
     _one_of(stage.aim, AIM, f"{where} aim")
     _one_of(stage.isia, ISIA, f"{where} isia")
     _one_of(stage.label_map, LABEL_MAPS, f"{where} label_map")
+    _one_of(stage.teacher_weights, TEACHER_WEIGHTS, f"{where} teacher_weights")
     for key in ("num_steps", "batch_size", "iter_size", "save_pred_every", "num_prototype", "instances", "mask_block"):
         _at_least(getattr(stage, key), 1, f"{where} {key}")
     for key in NOT_NEGATIVE:

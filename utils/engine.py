@@ -185,7 +185,12 @@ class Recipe:
             statistics=stage.statistics,
             precision=config.run.precision,
             normalize=normalize,
-            lessons=LessonSettings(threshold=stage.teacher_threshold, block=stage.mask_block, ratio=stage.mask_ratio),
+            lessons=LessonSettings(
+                threshold=stage.teacher_threshold,
+                weighted_by=stage.teacher_weights,
+                block=stage.mask_block,
+                ratio=stage.mask_ratio,
+            ),
             seed=config.run.seed,
             skip_nonfinite=config.run.nonfinite == "skip",
         )
@@ -372,7 +377,8 @@ def _teachers_labels(teacher: Teacher, recipe: Recipe, images: Tensor) -> Pseudo
         logits = teacher(recipe.normalize(images).contiguous(memory_format=torch.channels_last)).logits
     found = [labels_with_confidence(scores.float().softmax(dim=0), images.shape[-2:]) for scores in logits]
     confidence, labels = (torch.stack(maps) for maps in zip(*found, strict=True))
-    return confident(confidence, labels.to(torch.int64), threshold=recipe.lessons.threshold)
+    settings = recipe.lessons
+    return confident(confidence, labels.to(torch.int64), threshold=settings.threshold, by=settings.weighted_by)
 
 
 def _forward(method: BAFFT, recipe: Recipe, batch: Any, *, domain: str) -> tuple[SegOutput, Tensor]:

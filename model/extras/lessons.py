@@ -23,10 +23,11 @@ EXTRA_LOSSES = ("entropy", *LESSON_LOSSES)
 
 @dataclass(frozen=True, kw_only=True)
 class LessonSettings:
-    """threshold: probability from which a pixel of the teacher's counts as certain. block: side of a covered block in
-    pixels; ratio: share of the blocks that are covered."""
+    """threshold: probability from which a pixel of the teacher's counts as certain. weighted_by: whose certainty a
+    label weighs by, its "pixel"'s or its "image"'s. block: side of a covered block in pixels; ratio: share covered."""
 
     threshold: float = 0.968
+    weighted_by: str = "image"
     block: int = 32
     ratio: float = 0.7
 

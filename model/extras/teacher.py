@@ -1,7 +1,7 @@
 """The teacher: a moving average of the network, whose labels are steadier than the network's own.
 
-Tarvainen & Valpola, *Mean teachers are better role models*, NeurIPS 2017; confidence weights as in Tranheden et al.,
-DACS, WACV 2021.
+Tarvainen & Valpola, *Mean teachers are better role models*, NeurIPS 2017; weights by image as in Tranheden et al.,
+DACS, WACV 2021, by pixel as in Sohn et al., FixMatch, NeurIPS 2020.
 """
 
 from __future__ import annotations
@@ -58,10 +58,13 @@ class Teacher(torch.nn.Module):
         return self.network(images)
 
 
-def confident(confidence: Tensor, labels: Tensor, *, threshold: float) -> PseudoLabels:
-    """Pseudo labels that weigh as much as their image is certain: the share of its pixels above the threshold.
+def confident(confidence: Tensor, labels: Tensor, *, threshold: float, by: str = "image") -> PseudoLabels:
+    """Pseudo labels that weigh as much as they are certain, above the threshold.
 
-    confidence (B, H, W): probability of the label (B, H, W).
+    confidence (B, H, W): probability of the label (B, H, W). by: "pixel", 1 where the pixel is certain, else 0
+    (FixMatch); "image", the share of the image's pixels that are (DACS).
     """
-    share = (confidence > threshold).to(confidence.dtype).mean(dim=(1, 2), keepdim=True)
-    return PseudoLabels(labels, share.expand_as(confidence))
+    certain = (confidence > threshold).to(confidence.dtype)
+    if by == "pixel":
+        return PseudoLabels(labels, certain)
+    return PseudoLabels(labels, certain.mean(dim=(1, 2), keepdim=True).expand_as(confidence))
