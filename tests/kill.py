@@ -123,7 +123,6 @@ class Stand:
             step1=stage,
             step2={**stage, "weights": extras},
             translation={"method": "fda"},
-            model={"discriminator_width": 4},
             run={"precision": "bf16", "num_workers": 1, **run},
         )
         write_settings(root / "own.toml", settings)

@@ -16,8 +16,6 @@ from utils.config import Stage, build_config, read_config
 EXTRAS = {"entropy": 1e-2, "online": 1.0, "mixed": 1.0, "masked": 1.0}
 STEPS: dict[str, Any] = {"num_steps": 3, "save_pred_every": 3, "rare_classes": 0.05, "teacher_threshold": 0.3}
 EVERYTHING: dict[str, Any] = {
-    "run": {"report": False},
-    "model": {"discriminator_width": 4},
     "translation": {"method": "lab"},
     "step1": {**STEPS, "weights": {**ALIGNED, **EXTRAS}},
     "step2": {

@@ -40,8 +40,7 @@ STAGE: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def folder(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of every kind of loss."""
-    small: dict[str, Any] = {"run": {"report": False}, "model": {"discriminator_width": 4}}
-    return train(world, tmp_path_factory.mktemp("runs") / "run", **small, step1=STAGE)
+    return train(world, tmp_path_factory.mktemp("runs") / "run", step1=STAGE)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +19,6 @@ from tests.conftest import Script
 from tests.test_engine import differences, state_of, train
 from tests.worlds import own_settings, save_png, write_own, write_settings
 
-SMALL: dict[str, Any] = {"run": {"report": False}, "model": {"discriminator_width": 4}}
 BRIEF = {"num_steps": 2, "save_pred_every": 1, "random_mirror": True, "weights": {"seg": 1.0}}
 
 
@@ -108,18 +106,18 @@ def test_ignored_pixels_count_for_no_class(tmp_path: Path) -> None:
 
 def test_a_run_resumes_exactly_and_differs_from_the_plain_order(world: Path, tmp_path: Path) -> None:
     rare = {**BRIEF, "rare_classes": 0.05}
-    whole = state_of(train(world, tmp_path / "whole", **SMALL, step1=rare))
-    folder = train(world, tmp_path / "run", "step1", "--num-steps-stop", "1", **SMALL, step1=rare)
-    train(world, folder, "step1", "--continue-train", **SMALL, step1=rare)
+    whole = state_of(train(world, tmp_path / "whole", step1=rare))
+    folder = train(world, tmp_path / "run", "step1", "--num-steps-stop", "1", step1=rare)
+    train(world, folder, "step1", "--continue-train", step1=rare)
     assert differences(whole, state_of(folder)) == []
-    assert differences(whole, state_of(train(world, tmp_path / "plain", **SMALL, step1=BRIEF)))
+    assert differences(whole, state_of(train(world, tmp_path / "plain", step1=BRIEF)))
     with np.load(folder / "class_pixels.npz") as kept:
         assert kept["class_pixels"].shape == (5, 4)
         assert kept["class_pixels"].sum() == 5 * 64 * 48
 
 
 def test_off_counts_nothing(world: Path, tmp_path: Path) -> None:
-    folder = train(world, tmp_path / "run", **SMALL, step1={**BRIEF, "rare_classes": 0.0})
+    folder = train(world, tmp_path / "run", step1={**BRIEF, "rare_classes": 0.0})
     assert not (folder / "class_pixels.npz").exists()
 
 
@@ -130,7 +128,7 @@ def test_an_unreadable_label_is_said_and_its_image_left_out(
     write_own(tmp_path, images=12)
     (tmp_path / "labels" / "s3.png").write_bytes(b"no image")
     stage = {**own_settings(tmp_path)["step1"], **BRIEF, "rare_classes": 0.05}
-    path = write_settings(tmp_path / "c.toml", own_settings(tmp_path, **SMALL, step1=stage))
+    path = write_settings(tmp_path / "c.toml", own_settings(tmp_path, step1=stage))
     monkeypatch.chdir(tmp_path)
     code, _, errors = script("train_step1.py", "--config", str(path))
     assert code == 2

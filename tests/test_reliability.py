@@ -44,7 +44,6 @@ from utils.runtime import launch
 
 ROOT = Path(__file__).resolve().parents[1]
 BRIEF = {"num_steps": 2, "save_pred_every": 1, "batch_size": 1}
-SMALL = {"discriminator_width": 4}
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -55,7 +54,7 @@ def train(
 ) -> Path:
     """Two updates, a snapshot after each, unless `sections` say otherwise."""
     base = own_settings(world)
-    sections = {"model": SMALL, **sections, "step1": {**BRIEF, **sections.get("step1", {})}}
+    sections = {**sections, "step1": {**BRIEF, **sections.get("step1", {})}}
     return train_stage(world, folder, "step1", *flags, run={**base["run"], **(run or {})}, **sections)
 
 
@@ -179,9 +178,9 @@ def test_without_a_whole_one_nothing_is_offered(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sections", "reason"),
     [
-        ({"model": {**SMALL, "branches": 4}}, r"another network, branches: 2 -> 4"),
-        ({"model": {**SMALL, "output_stride": 16}}, r"another network, output_stride: 8 -> 16"),
-        ({"model": {**SMALL, "width": 8}}, r"another network, width: 4 -> 8"),
+        ({"model": {"branches": 4}}, r"another network, branches: 2 -> 4"),
+        ({"model": {"output_stride": 16}}, r"another network, output_stride: 8 -> 16"),
+        ({"model": {"width": 8}}, r"another network, width: 4 -> 8"),
         ({"classes": {"things": [2], "stuff": [0, 1, 3]}}, r"other classes, stuff"),
         ({"step1": {"batch_size": 2}}, r"batch_size \* iter_size: 1 -> 2.*twice or never"),
         ({"step1": {"optimizer": "adamw"}}, r"another optimizer"),
@@ -605,7 +604,7 @@ def test_an_interrupted_evaluation_goes_on_with_what_is_missing(
     script: Callable[..., tuple[int, str, str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = write_settings(tmp_path / "own.toml", own_settings(world, model=SMALL))
+    settings = write_settings(tmp_path / "own.toml", own_settings(world))
     command = ("evaluate_cityscapes.py", "--config", str(settings), "--restore-from", str(finished))
     whole, folder = tmp_path / "whole", tmp_path / "run"
     assert script(*command, "--save", str(whole))[0] == 0
@@ -648,7 +647,7 @@ def test_unfinished_pseudo_labels_are_not_trained_on(
     script: Callable[..., tuple[int, str, str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = write_settings(tmp_path / "own.toml", own_settings(world, model=SMALL))
+    settings = write_settings(tmp_path / "own.toml", own_settings(world))
     folder = tmp_path / "pseudo"
     command = (
         "Generate_Pseudo_Label.py",
@@ -667,7 +666,7 @@ def test_unfinished_pseudo_labels_are_not_trained_on(
         assert script(*command)[0] == 2
     assert (folder / MARK).exists(), "all PNGs are there, some of an earlier run"
     with pytest.raises(DataError, match="unfinished, Generate_Pseudo_Label"):
-        train_stage(world, tmp_path / "run", "step2", "--ssl-target-dir", str(folder), model=SMALL)
+        train_stage(world, tmp_path / "run", "step2", "--ssl-target-dir", str(folder))
     assert script(*command)[0] == 0
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
 

@@ -164,7 +164,6 @@ def test_spearman_sees_order_alone() -> None:
 
 # ---- a run's folder ----
 
-SMALL: dict[str, Any] = {"run": {"report": False}, "model": {"discriminator_width": 4}}
 TAUGHT: dict[str, Any] = {"num_steps": 4, "save_pred_every": 2, "weights": {"seg": 1.0, "online": 1.0}}
 
 
@@ -172,7 +171,7 @@ TAUGHT: dict[str, Any] = {"num_steps": 4, "save_pred_every": 2, "weights": {"seg
 def test_a_choice_reads_no_label(world: Path, tmp_path: Path, script: Script, taught: bool) -> None:
     """Every label of the target is garbage by then, and the choice is the same."""
     weights = TAUGHT["weights"] if taught else {"seg": 1.0}
-    folder = train(world, tmp_path / "run", **SMALL, step1={**TAUGHT, "weights": weights})
+    folder = train(world, tmp_path / "run", step1={**TAUGHT, "weights": weights})
     code, output, errors = script("utils.choose", str(folder), "--images", "3")
     assert code == 0, errors
     assert "chosen by information" in output
@@ -196,7 +195,7 @@ def test_a_choice_reads_no_label(world: Path, tmp_path: Path, script: Script, ta
 
 
 def test_a_folder_without_snapshots_is_refused(world: Path, tmp_path: Path, script: Script) -> None:
-    folder = train(world, tmp_path / "run", **SMALL, step1={**TAUGHT, "weights": {"seg": 1.0}, "num_steps": 2})
+    folder = train(world, tmp_path / "run", step1={**TAUGHT, "weights": {"seg": 1.0}, "num_steps": 2})
     for path in folder.glob("source_*.pth"):
         path.unlink()
     code, _, errors = script("utils.choose", str(folder))

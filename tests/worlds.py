@@ -25,7 +25,7 @@ TILES = {  # corpus -> suffix of images, ending of the folders' names, value of 
     "deepglobe": (".png", "", 255),
     "massachusetts_roads": (".png", "_cleannull", 255),
 }
-TINY_NETWORK = {"name": "resnet18", "width": 4, "restore_from": "random"}
+TINY_NETWORK = {"name": "resnet18", "width": 4, "discriminator_width": 4, "restore_from": "random"}
 ALIGNED = {"seg": 1.0, "adv": 1e-2, "stuff": 1e-1, "instances": 1e-1}
 SELF_TRAINED = {**ALIGNED, "pseudo": 1.0, "separation": 1e-1, "aggregation": 1e-1}
 
