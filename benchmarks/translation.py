@@ -21,7 +21,7 @@ from torch import nn
 from dataset.labels import ClassTable
 from dataset.loading import BatchLoader
 from dataset.transforms import Normalize
-from dataset.translation import METHODS
+from dataset.translation import COPIES
 from utils import build
 from utils.config import Config, Parser, build_config, read_config
 from utils.inference import predict
@@ -29,8 +29,6 @@ from utils.log import say, write_json
 from utils.metrics import ConfusionMatrix
 from utils.runtime import launch, pick_device
 from utils.tables import format_columns
-
-COPIES = (*METHODS, "cyclegan")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -36,8 +36,7 @@ from dataset.pool import processes
 from dataset.segmentation import read_image
 from dataset.toml import DataError
 from dataset.transforms import resize
-from dataset.translation import METHODS as STYLES
-from dataset.translation import Method, Translator, drawn_images, method_named
+from dataset.translation import COPIES, Method, Translator, drawn_images, method_named
 from utils.background import ENCODINGS, in_background, write_image
 from utils.config import Config, ConfigError, Parser
 from utils.files import atomic_write, names_and_sizes, remove_temporaries
@@ -49,7 +48,6 @@ if TYPE_CHECKING:
     from utils.flags import Options
 
 # What else this script composes is imported where it is used: every worker process imports this module again.
-METHODS = (*STYLES, "cyclegan")
 FORMAT = 1
 """Version of the copies; raise it whenever the same settings would give other images."""
 
@@ -123,7 +121,7 @@ def _arguments(parser: Parser) -> None:
     from utils.flags import add_positional_config
 
     add_positional_config(parser)
-    parser.add_argument("--method", required=True, choices=METHODS, help="how images are translated")
+    parser.add_argument("--method", required=True, choices=COPIES, help="how images are translated")
     parser.add_argument("--save", type=Path, metavar="DIR", help="the copy (default: runs/<name>/translated/<method>)")
     parser.add_argument("--set", nargs="+", default=["train"], metavar="SPLIT", help="parts of the source to translate")
 

@@ -276,6 +276,8 @@ def _levels_in_place(own: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 _WITHOUT_SETTINGS: dict[str, type[Method]] = {"lab": Colours, "histogram": Histogram}
 METHODS = ("fda", *_WITHOUT_SETTINGS)
+COPIES = (*METHODS, "cyclegan")
+"""How a translated copy of the source can be made: a network as well, which is too slow to translate while training."""
 
 
 # ---- which style ----

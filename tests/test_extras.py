@@ -89,7 +89,7 @@ def test_pseudo_labels_weigh_as_their_image_is_certain() -> None:
 
 def test_pseudo_labels_weigh_as_they_are_certain_themselves() -> None:
     confidence = torch.tensor([[[0.99, 0.5], [0.97, 0.968]]])
-    pseudo = confident(confidence, torch.zeros(1, 2, 2, dtype=torch.int64), threshold=0.968, by="pixel")
+    pseudo = confident(confidence, torch.zeros(1, 2, 2, dtype=torch.int64), threshold=0.968, weighted_by="pixel")
     assert pseudo.weights.tolist() == [[[1.0, 0.0], [1.0, 0.0]]]
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from benchmarks import translated_source
 from dataset import translate
 from dataset.labels import same_shape
+from dataset.translation import COPIES, METHODS
 from model.deeplab import build_network
 from model.translator import (
     LEAST_SIZE,
@@ -376,7 +377,7 @@ def size_of(path: Path) -> tuple[int, int]:
         return image.size
 
 
-@pytest.mark.parametrize("method", translate.METHODS)
+@pytest.mark.parametrize("method", COPIES)
 def test_a_copy_of_the_source(world: Path, script: Script, method: str, capsys: pytest.CaptureFixture[str]) -> None:
     translate.main(["tiny.toml", "--method", method, "--json", "copy.json"])
     out = capsys.readouterr().out
@@ -407,7 +408,7 @@ def run(*flags: str) -> None:
     translate.main(["tiny.toml", "--method", "lab", *flags])
 
 
-@pytest.mark.parametrize("method", translate.STYLES)
+@pytest.mark.parametrize("method", METHODS)
 def test_the_number_of_processes_changes_nothing(method: str, world: Path) -> None:
     run("--method", method, "--save", "none", "--num-workers", "0")
     run("--method", method, "--save", "one", "--num-workers", "1")
@@ -467,7 +468,7 @@ def test_labels_of_something_else_are_not_taken_for_the_sources(world: Path, mon
     (world / "other" / "labels").mkdir(parents=True)
     (world / "other" / "labels" / "s3.png").write_bytes((world / "data" / "labels" / "s1.png").read_bytes())
     monkeypatch.setattr(cyclegan, "trained_translator", None)  # refused before hours of training
-    for method in translate.METHODS:
+    for method in COPIES:
         assert "s3.png: exists and was not written by" in refused("--method", method, "--save", "other")
 
 
@@ -587,7 +588,7 @@ def test_a_translated_image_covers_the_input_in_its_own_shape(native: tuple[int,
 
 
 def test_the_criterion_scores_copies_between_source_and_target(world: Path, script: Script) -> None:
-    for method in translate.METHODS:  # copies that are the source
+    for method in COPIES:  # copies that are the source
         (world / "translated").mkdir(exist_ok=True)
         (world / "translated" / method).symlink_to(world / "data")
     code, out, error = script(
@@ -596,6 +597,6 @@ def test_the_criterion_scores_copies_between_source_and_target(world: Path, scri
     )
     assert code == 0, error
     result = json.loads((world / "scores.json").read_text())
-    assert result["gap_closed"] == {method: 0 for method in translate.METHODS}
+    assert result["gap_closed"] == {method: 0 for method in COPIES}
     assert result["scores"]["lab"] == result["scores"]["source"] != result["scores"]["target"]
     assert "cyclegan: " in out

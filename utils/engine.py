@@ -378,7 +378,7 @@ def _teachers_labels(teacher: Teacher, recipe: Recipe, images: Tensor) -> Pseudo
     found = [labels_with_confidence(scores.float().softmax(dim=0), images.shape[-2:]) for scores in logits]
     confidence, labels = (torch.stack(maps) for maps in zip(*found, strict=True))
     settings = recipe.lessons
-    return confident(confidence, labels.to(torch.int64), threshold=settings.threshold, by=settings.weighted_by)
+    return confident(confidence, labels.to(torch.int64), threshold=settings.threshold, weighted_by=settings.weighted_by)
 
 
 def _forward(method: BAFFT, recipe: Recipe, batch: Any, *, domain: str) -> tuple[SegOutput, Tensor]:

@@ -58,13 +58,13 @@ class Teacher(torch.nn.Module):
         return self.network(images)
 
 
-def confident(confidence: Tensor, labels: Tensor, *, threshold: float, by: str = "image") -> PseudoLabels:
+def confident(confidence: Tensor, labels: Tensor, *, threshold: float, weighted_by: str = "image") -> PseudoLabels:
     """Pseudo labels that weigh as much as they are certain, above the threshold.
 
-    confidence (B, H, W): probability of the label (B, H, W). by: "pixel", 1 where the pixel is certain, else 0
+    confidence (B, H, W): probability of the label (B, H, W). weighted_by: "pixel", 1 where the pixel is certain, else 0
     (FixMatch); "image", the share of the image's pixels that are (DACS).
     """
     certain = (confidence > threshold).to(confidence.dtype)
-    if by == "pixel":
+    if weighted_by == "pixel":
         return PseudoLabels(labels, certain)
     return PseudoLabels(labels, certain.mean(dim=(1, 2), keepdim=True).expand_as(confidence))
