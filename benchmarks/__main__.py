@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import platform
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 
 import torch
 
+from benchmarks.origin import origin
 from benchmarks.timing import Result, measure
 from utils.build import MISTAKES
-from utils.log import say, write_json
+from utils.log import device_name, say, write_json
 from utils.runtime import launch, pick_device
 
 MODULES = ("alignment", "iteration", "data", "pseudo_labels", "scoring")
@@ -29,7 +29,7 @@ HEAD = f"{'':<54} {'fast':>10} {'naive':>10} {'faster':>8} {'MiB':>8}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the command line, run, and write the JSON: a list with the fields of `Result`."""
+    """Read the command line, run, and write the JSON: its origin, and `results`, each with the fields of `Result`."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -43,13 +43,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             parser.error(f"there is no benchmark {name!r}; choose from {', '.join(MODULES)}")
     device = pick_device(arguments.device)
 
-    say(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {_device_name(device)}\n{HEAD}")
+    say(f"torch {torch.__version__}, {device_name(device)}\n{HEAD}")
     results = []
     for result in run(arguments.names or MODULES, quick=arguments.quick, device=device):
         say(line(result))
         results.append(dataclasses.asdict(result))
     if arguments.json:
-        write_json(arguments.json, results)
+        write_json(arguments.json, {**origin("benchmarks", argv, device), "results": results})
 
 
 def run(names: Sequence[str], *, quick: bool, device: torch.device) -> Iterator[Result]:
@@ -72,10 +72,6 @@ def line(result: Result) -> str:
 def seconds(value: float) -> str:
     """In the unit that fits: 12.3 s, 4.56 ms."""
     return f"{value:.3g} s" if value >= 1 else f"{value * 1000:.3g} ms"
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}"
 
 
 if __name__ == "__main__":

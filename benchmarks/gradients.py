@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.origin import origin
 from dataset.labels import ClassTable
 from utils import build
 from utils.checkpoint import load_last
@@ -51,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, of in terms.items():
         say(f"{name:<14}" + "".join(f"{of[key]:>10.2g}" for key in COLUMNS))
     if arguments.json:
-        write_json(arguments.json, {"run": str(arguments.run), "updates": updates, "terms": terms})
+        made = origin("benchmarks.gradients", argv, pick_device(subject.config.run.device))
+        write_json(arguments.json, {**made, "run": str(arguments.run), "updates": updates, "terms": terms})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

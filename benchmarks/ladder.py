@@ -31,8 +31,9 @@ from typing import Any
 import tomli_w
 
 from benchmarks.ladder_plan import Job, Recipe, plan, unique
-from benchmarks.ladder_report import chart, command_line, markdown
+from benchmarks.ladder_report import chart, markdown
 from benchmarks.ladder_scores import Outcome, rank_correlation, summarize
+from benchmarks.origin import command_line, made_with, module_command
 from benchmarks.rungs import BY_NAME, RUNGS, Rung
 from utils import build
 from utils.config import ConfigError, Parser, nearest
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         out=arguments.out or Path("runs") / "ladder" / arguments.config.stem,
         results=arguments.results,
         metric=_metric(arguments.metric, recipe),
-        command=command_line(["-m", "benchmarks.ladder", *(sys.argv[1:] if argv is None else argv)]),
+        command=module_command("benchmarks.ladder", argv),
     )
     if arguments.list:
         ladder.list()
@@ -182,7 +183,7 @@ class Ladder:
             "seeds": self.seeds,
             "budget": {"rung": self.recipe.budget, "warm_up": warm_up},
             "out": self.out,
-            **_made_with(outcomes),
+            **made_with(read_run(Path(outcome.folder)) for outcome in outcomes),
             "rungs": self._described(),
             "scores": summarize(outcomes, self.metric),
             "selection": rank_correlation(outcomes),
@@ -218,16 +219,6 @@ def _outcome(rung: Rung, seed: int, last: Job) -> Outcome:
         device=run.manifest["device"],
         folder=str(last.folder),
     )
-
-
-def _made_with(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Devices, torch versions and commits of the runs."""
-    manifests = [read_run(Path(outcome.folder)).manifest for outcome in outcomes]
-    return {
-        "devices": sorted({manifest["device"] for manifest in manifests}),
-        "torch": sorted({manifest["packages"]["torch"] for manifest in manifests}),
-        "commits": sorted({str(manifest["commit"]) for manifest in manifests}),
-    }
 
 
 def _seconds(job: Job) -> float:

@@ -112,7 +112,8 @@ class Recipe:
     ) -> Recipe:
         """A recipe's file. scale: factor of every number of updates; changes: path -> value, laid over it.
 
-        Where stage 1 starts from the run of another recipe, `runs/NAME/step1`, that one is NAME.toml beside `path`.
+        Where stage 1 starts from the run of another recipe, `runs/NAME/step1`, that one is NAME.toml beside `path`. It
+        takes those changes alone that every rung shares: source-only starts there, too, and knows no method.
         Raises ConfigError for mistakes, and for a target without validation: there would be nothing to compare.
         """
         data = _shortened(path, scale, changes or {})
@@ -123,7 +124,7 @@ class Recipe:
         return cls(
             path=path,
             data=data,
-            warm_up=_shortened(beside, scale, changes or {}) if warmed else None,
+            warm_up=_shortened(beside, scale, _of_every_rung(changes or {})) if warmed else None,
             stages=stages,
         )
 
@@ -171,7 +172,7 @@ def _laid(recipe: Recipe, rung: Rung) -> dict[str, Any]:
         both.pop("statistics", None)
     data = merge(merge(data, dict.fromkeys(STAGES, both)), {"step2": rung.step2})
     if not rung.translated:
-        override(data, "translation.method", "none")
+        data["translation"] = {"method": "none"}
     if rung.target_labels:
         data["source"] = dict(data["target"])
     return data
@@ -262,6 +263,19 @@ def _shortened(path: Path, scale: float, changes: Mapping[str, Any]) -> dict[str
     for key in ("report", "diagnostics", "tensorboard"):
         override(data, f"run.{key}", False)
     return data
+
+
+def _of_every_rung(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Without translation, losses, where a stage starts, and statistics, but that all keep them."""
+    return {path: value for path, value in changes.items() if not _of_method(path, value)}
+
+
+def _of_method(path: str, value: Any) -> bool:
+    section, _, key = path.partition(".")
+    if section not in STAGES:
+        return section == "translation"
+    key = key.partition(".")[0]
+    return key in (*METHOD, "restore_from") or (key == "statistics" and value != "kept")
 
 
 def unique(jobs: Sequence[Job]) -> list[Job]:

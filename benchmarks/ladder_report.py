@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -125,11 +124,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _listed(values: Sequence[object]) -> str:
     return ", ".join(map(str, values)) or "none"
-
-
-def command_line(words: Sequence[str]) -> str:
-    """A command as a shell takes it."""
-    return shlex.join(["python", *words])
 
 
 # ---- the picture ----

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ladder_scores import paired, spread
+from benchmarks.origin import made_with, module_command
 from utils.build import MISTAKES
 from utils.config import TRANSLATIONS, ConfigError, Parser
 from utils.log import say, write_json
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if missing:
         say(f"not finished: {', '.join(missing)}")
     facts = {
+        "command": module_command("benchmarks.translated_source", argv),
         "config": arguments.config.stem,
         "metric": arguments.metric,
         "overrides": arguments.override,
@@ -77,7 +79,6 @@ def report(runs: dict[tuple[str, int], RunRecord], metric: str) -> dict[str, Any
     for (method, seed), run in runs.items():
         last = run.result["last"]
         scores.setdefault(method, {})[seed] = last["miou"] if metric == "miou" else last["iou"][metric]
-    manifests = [run.manifest for run in runs.values()]
     return {
         "methods": {
             method: {
@@ -88,8 +89,7 @@ def report(runs: dict[tuple[str, int], RunRecord], metric: str) -> dict[str, Any
             for method, found in scores.items()
         },
         "updates": sorted({run.result["steps"] for run in runs.values()}),
-        "devices": sorted({manifest["device"] for manifest in manifests}),
-        "torch": sorted({manifest["packages"]["torch"] for manifest in manifests}),
+        **made_with(runs.values()),
     }
 
 

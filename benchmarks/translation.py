@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import nn
 
+from benchmarks.origin import origin
 from dataset.labels import ClassTable
 from dataset.loading import BatchLoader
 from dataset.transforms import Normalize
@@ -59,8 +60,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for method, share in closed.items():
         say(f"{method}: {scores[method]['miou']:.2f} mIoU, {share:.0%} of the way from {low:.2f} to {high:.2f}")
     if arguments.json:
-        result = {"config": path.stem, "oracle": {"step": weights.meta.get("step"), "sha256": weights.sha256}}
-        write_json(arguments.json, result | {"gap_closed": closed, "scores": scores})
+        judge = {"step": weights.meta.get("step"), "sha256": weights.sha256}
+        made = origin("benchmarks.translation", argv, device)
+        write_json(
+            arguments.json, {**made, "config": path.stem, "oracle": judge, "gap_closed": closed, "scores": scores}
+        )
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

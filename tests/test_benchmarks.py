@@ -171,7 +171,10 @@ def test_the_command_prints_a_table_and_writes_the_same_figures(script: Script, 
     file = tmp_path / "new" / "figures.json"
     code, printed, _ = script("benchmarks", "alignment", "--quick", "--device", "cpu", "--json", str(file))
     assert code == 0
-    figures = json.loads(file.read_text())
+    content = json.loads(file.read_text())
+    assert content["command"] == f"python -m benchmarks alignment --quick --device cpu --json {file}"
+    assert content["torch"] == torch.__version__
+    figures = content["results"]
     assert len(figures) == len(list(alignment.cases(quick=True, device=CPU)))
     rows = printed.splitlines()[2:]
     for figure, row in zip(figures, rows, strict=True):

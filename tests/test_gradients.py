@@ -89,6 +89,7 @@ def test_the_command_reads_what_the_state_says(folder: Path, tmp_path: Path, scr
     assert code == 0, errors
     assert printed.startswith("note: the run has 2 updates in all\n")
     content = json.loads((tmp_path / "g.json").read_text())
+    assert content["command"].startswith("python -m benchmarks.gradients ")
     terms = content["terms"]
     assert content["updates"] == 2
     assert list(terms) == [line.split()[0] for line in printed.splitlines()[2:]]

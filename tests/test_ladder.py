@@ -130,6 +130,30 @@ def test_settings_that_came_later_leave_published_runs_their_names() -> None:
     assert last("streets", "configured", changes={"model.freeze_backbone": True}).folder.name != published[-1]
 
 
+@pytest.mark.parametrize(
+    ("changes", "shared"),
+    [
+        ({"translation.method": "histogram", "translation.probability": 0.5}, False),
+        ({"step1.weights.masked": 1.0}, False),
+        ({"step1.weights": {"seg": 1.0, "entropy": 1.0}}, False),
+        ({"step1.statistics": "both"}, False),
+        ({"step1.rare_classes": 0.1}, False),
+        ({"step1.learning_rate": 1e-4}, True),
+        ({"step1.statistics": "kept"}, True),
+        ({"source.size": [128, 64]}, True),
+    ],
+)
+def test_overrides_of_the_method_do_not_reach_the_warm_up(changes: dict[str, Any], shared: bool) -> None:
+    """Source-only starts there, too, and sees no target image."""
+    assert (last("streets", "source_only", changes=changes).key != last("streets", "source_only").key) is shared
+    assert last("streets", "configured", changes=changes).key != last("streets", "configured").key
+
+
+def test_a_recipe_may_start_elsewhere() -> None:
+    moved = last("streets", "configured", changes={"step1.restore_from": "runs/roads_source_only/step1"})
+    assert moved.chain[0].settings["step1"]["restore_from"] != "runs/roads_source_only/step1"
+
+
 def test_how_a_teacher_teaches_matters_only_where_there_is_one() -> None:
     for key, value in (("teacher_weights", "pixel"), ("teacher_threshold", 0.9), ("mask_ratio", 0.5)):
         changes = {f"{stage}.{key}": value for stage in ("step1", "step2")}

@@ -180,6 +180,18 @@ def test_commit_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert log._commit(tmp_path) == f"{commit}-dirty"
 
 
+def test_results_that_change_leave_the_code_as_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    git(tmp_path, "init", "-q")
+    (tmp_path / "docs").mkdir()
+    for name in ("code", "docs/result"):
+        (tmp_path / name).write_text("1")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "first")
+    (tmp_path / "docs" / "result").write_text("2")
+    assert log._commit(tmp_path) == git(tmp_path, "rev-parse", "HEAD")
+
+
 def test_no_git_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert log._commit(Path(log.__file__).parents[1]) is None

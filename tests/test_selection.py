@@ -97,7 +97,18 @@ def test_margin_equals_a_naive_silhouette() -> None:
             other = min(np.abs(row - centroid).sum() for name, centroid in centroids.items() if name != category)
             values.append((other - own) / max(other, own))
         means.append(np.mean(values))
+    assert all(len(rows) > 1 for rows in vectors.values())
     assert tally(*images).scores()["margin"] == pytest.approx(sum(means) / C, rel=1e-4)
+
+
+def test_a_stray_answer_is_no_class_well_apart() -> None:
+    """A class answered in a single image is its own centroid, whatever it is worth."""
+    labels = torch.arange(2).repeat_interleave(24).view(6, 8)
+    stray = labels.clone()
+    stray[0, 0] = 2
+    images = [(sure(labels), sure(labels), features_of(labels, noise=4.0, seed=seed)) for seed in range(8)]
+    with_stray = [(sure(stray), sure(stray), images[0][2]), *images[1:]]
+    assert tally(*with_stray).scores()["margin"] == pytest.approx(tally(*images).scores()["margin"], rel=0.1)
 
 
 def test_a_perfect_network_scores_one_everywhere() -> None:
@@ -109,10 +120,10 @@ def test_a_perfect_network_scores_one_everywhere() -> None:
 def test_a_collapsed_network_loses_to_a_mediocre_one() -> None:
     """One class everywhere, without a doubt: confidence 1, entropy 0, unmoved by mirrors, and worthless."""
     labels = torch.full((6, 8), 2)
-    collapsed = tally((sure(labels), sure(labels), features_of(labels, noise=0.1))).scores()
+    collapsed = tally(*[(sure(labels), sure(labels), features_of(labels, noise=0.1))] * 2).scores()
     doubtful = answers(0, sharpness=4.0)
     decided = doubtful.argmax(0)
-    mediocre = tally((doubtful, doubtful, features_of(decided, noise=3.0))).scores()
+    mediocre = tally(*[(doubtful, doubtful, features_of(decided, noise=3.0))] * 2).scores()
     assert all(mediocre[name] > collapsed[name] for name in mediocre)
     assert collapsed["information"] == pytest.approx(0, abs=1e-9)
     assert collapsed["confidence"] == pytest.approx(1 / C)

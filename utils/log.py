@@ -211,8 +211,8 @@ def write_manifest(
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in _MANIFEST_PACKAGES},
         "cuda": torch.version.cuda,
-        "device": _device_name(torch.device(device)),
-        "commit": _commit(Path(__file__).resolve().parents[1]),
+        "device": device_name(torch.device(device)),
+        "commit": commit_of_code(),
     }
     taken = sorted(manifest.keys() & extra.keys())
     if taken:
@@ -227,15 +227,28 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """A GPU's name, or what the CPU is and how many of its threads torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
 
 
+def commit_of_code() -> str | None:
+    """The git commit of this code, with `-dirty` where files differ but those of docs/; None outside of git."""
+    return _commit(Path(__file__).resolve().parents[1])
+
+
 def _commit(folder: Path) -> str | None:
-    """The git commit checked out in `folder`, with `-dirty` where files differ; None outside of git."""
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    commit = _git(folder, "rev-parse", "--verify", "HEAD")
+    # Results are written below docs/ while other runs go on, and change none of them.
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)docs")
+    return f"{commit}-dirty" if commit and changed else commit
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    """What git says, None where it has nothing to say, fails or is not there."""
+    command = ["git", "-C", str(folder), *words]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -83,7 +83,10 @@ class Tally:
         }
 
     def _margin(self) -> float:
-        """The simplified silhouette: of each vector against class centroids; mean per class, then over all classes."""
+        """The simplified silhouette: of each vector against class centroids; mean per class, then over all classes.
+
+        As with Rousseeuw, a class of one vector has 0: it is its own centroid, however stray the answer.
+        """
         if not self._vectors:
             return 0.0
         vectors, category = torch.cat(self._vectors), torch.cat(self._classes)
@@ -96,7 +99,8 @@ class Tally:
         near = distance[own]
         other = distance.masked_fill(own, math.inf).amin(dim=1)
         silhouette = (other - near) / torch.maximum(other, near).clamp(min=torch.finfo(near.dtype).tiny)
-        return sum(float(silhouette[category == number].mean()) for number in present) / self.num_classes
+        of_classes = [silhouette[category == number] for number in present]
+        return sum(float(of.mean()) for of in of_classes if len(of) > 1) / self.num_classes
 
 
 def label_map(probabilities: Tensor) -> Labels:
