@@ -122,6 +122,11 @@ class Divergence:
             "spread_target": float(mean(self.spread_target)),
         }
 
+    @property
+    def matrices(self) -> dict[str, Scores]:
+        """All (C, C), by name."""
+        return {name: values for name, values in vars(self).items() if values.ndim == 2}
+
     def scalars(self) -> dict[str, Any]:
         """For a log: the summary, and the numbers per class."""
         named = {f"divergence/{key}": value for key, value in self.summary().items()}

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
@@ -84,6 +85,21 @@ class RunLog:
             for key, value in flat.items():
                 if value is not None:
                     self._board.add_scalar(key, value, step)
+
+    @property
+    def has_board(self) -> bool:
+        """Whether pictures and texts are kept at all."""
+        return self._board is not None
+
+    def picture(self, step: int, key: str, pixels: npt.NDArray[np.uint8]) -> None:
+        """A picture (H, W, 3), for TensorBoard alone."""
+        if self._board is not None:
+            self._board.add_image(key, pixels, step, dataformats="HWC")
+
+    def text(self, step: int, key: str, markdown: str) -> None:
+        """A text, for TensorBoard alone."""
+        if self._board is not None:
+            self._board.add_text(key, markdown, step)
 
     def _flatten(self, values: Mapping[str, Any]) -> dict[str, int | float | None]:
         flat: dict[str, int | float | None] = {}

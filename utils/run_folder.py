@@ -116,6 +116,14 @@ def read_run(folder: Path, *, label: str = "") -> RunRecord:
     )
 
 
+def last_confusion(folder: str, names: Sequence[str]) -> Counts | None:
+    """(C, C+1) counts of a run's last validation; None where `folder` is no run, has none, or has other classes."""
+    if not (folder and Path(folder).is_dir()):
+        return None
+    file = read_json(Path(folder) / CONFUSION)
+    return np.array(file["confusion"], dtype=np.int64) if file.get("classes") == list(names) else None
+
+
 def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
     """Read several runs in different folders; those of the same name are told apart by their parents."""
     return [read_run(folder, label=label) for folder, label in zip(folders, labels(folders), strict=True)]

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import tomli_w
 import torch
 
@@ -26,8 +27,10 @@ from dataset.transforms import Normalize
 from model.weight_files import first_line
 from model.weights import Report, write_weights
 from utils import build
+from utils.board import heatmap, pairs_text
 from utils.checkpoint import CheckpointError, load_last, save_last
 from utils.config import Config, ConfigError, Stage
+from utils.diagnostics import changed_pairs, row_percent
 from utils.engine import Losses, Pair, Recipe, TrainState, fit
 from utils.files import atomic_write, names_and_sizes
 from utils.flags import PREDICTION, Options, next_command
@@ -37,10 +40,10 @@ from utils.inspection import Diagnosis
 from utils.interrupts import Request, exit_code, postponed
 from utils.lock import only_one
 from utils.log import RunLog, say, write_json, write_manifest
-from utils.metrics import ConfusionMatrix, iou_array
+from utils.metrics import ConfusionMatrix, Counts, iou_array
 from utils.report.write import report_at_end
 from utils.resume import changes, refusals
-from utils.run_folder import CONFUSION
+from utils.run_folder import CONFUSION, last_confusion
 from utils.runtime import compile_network, peak_memory_mb, pick_device, seed_everything, tune_kernels
 from utils.snapshots import disk_use, drop_old
 from utils.tables import format_table
@@ -99,6 +102,7 @@ def _train(config: Config, options: Options, section: str) -> dict[str, Any]:
         validation=validation,
         inputs=_inputs(report, source, target) | {"translation": _translation(config, stage, source)},
         diagnosis=diagnosis,
+        before=last_confusion(stage.restore_from, classes.names),
     )
     if config.run.compile:
         compile_network(network, device)
@@ -135,7 +139,7 @@ class TrainingRun:
     """What a run leaves behind: its folder, logs, validation scores and checkpoints.
 
     lines: of the log as the state was saved that is resumed; snapshot_step: the update after which the last snapshot
-    was taken.
+    was taken; before: confusions of the run whose weights this one started from, if they are known.
     """
 
     guard: Guard
@@ -153,6 +157,7 @@ class TrainingRun:
     lines: int | None = None
     snapshot_step: int = 0
     diagnosis: Diagnosis | None = None
+    before: Counts | None = None
 
     @property
     def snapshot_is_due(self) -> bool:
@@ -329,6 +334,16 @@ class TrainingRun:
         self.log.scalars(self.state.step, {"miou": self.scores["miou"], "iou": confusion.iou()})
         matrix = {"step": self.state.step, "classes": self.classes.names, "confusion": confusion.counts}
         write_json(self.folder / CONFUSION, matrix)
+        if self.log.has_board:
+            self._show_confusions(confusion.counts)
+
+    def _show_confusions(self, counts: Counts) -> None:
+        """For TensorBoard: the confusions, and what became of them since the run that this one started from."""
+        assert self.log is not None
+        step, names = self.state.step, self.classes.names
+        self.log.picture(step, "confusion", heatmap(row_percent(counts)[:, :-1], names, top=100))
+        if self.before is not None:
+            self.log.text(step, "confusion_pairs", pairs_text(*changed_pairs(self.before, counts), names))
 
     def _diagnose(self, diagnosis: Diagnosis) -> None:
         """Log how far classes and domains lie apart; the matrices go to files of their own."""
@@ -337,6 +352,10 @@ class TrainingRun:
         self.log.scalars(self.state.step, measured.scalars() | diagnosis.pseudo_scalars())
         content = {"step": self.state.step, "classes": self.classes.names, **measured.to_dict()}
         write_json(self.folder / "diagnostics" / f"{self.state.step}.json", content)
+        if self.log.has_board:
+            for name, matrix in measured.matrices.items():
+                top = float(np.nanmax(matrix, initial=0.0))
+                self.log.picture(self.state.step, f"divergence_{name}", heatmap(matrix, self.classes.names, top=top))
 
     def _write_weights(self, stem: str) -> None:
         method = self.state.method
