@@ -58,7 +58,7 @@ def markdown(result: Mapping[str, Any], picture: str) -> str:
             f"# The ladder on {result['recipe']}",
             state,
             *(f"{note}\n" for note in notes),
-            *_table(COLUMNS, rows),
+            *markdown_table(COLUMNS, rows),
             "",
             f"![mean and standard deviation of every rung]({picture})",
             "",
@@ -79,17 +79,18 @@ def _row(name: str, rung: Mapping[str, Any], scores: Mapping[str, Any]) -> list[
     difference = last["difference_to_configured"]
     return [
         title,
-        _plus_minus(last["mean"], last["std"]),
-        _plus_minus(last["gap_closed"]["mean"], last["gap_closed"]["std"], 0),
-        _plus_minus(difference["mean"], difference["standard_error"], signed=True),
-        _plus_minus(free["mean"], free["std"]),
-        _plus_minus(best["mean"], best["std"]),
+        plus_minus(last["mean"], last["std"]),
+        plus_minus(last["gap_closed"]["mean"], last["gap_closed"]["std"], 0),
+        plus_minus(difference["mean"], difference["standard_error"], signed=True),
+        plus_minus(free["mean"], free["std"]),
+        plus_minus(best["mean"], best["std"]),
         str(last["n"]),
         f"{scores['seconds']['mean'] / 60:.1f}",
     ]
 
 
-def _plus_minus(mean: float | None, error: float | None, digits: int = 1, *, signed: bool = False) -> str:
+def plus_minus(mean: float | None, error: float | None, digits: int = 1, *, signed: bool = False) -> str:
+    """A number with its error, as far as they are known."""
     if mean is None:
         return NONE
     shown = round(mean, digits) + 0.0  # no -0.0
@@ -106,18 +107,19 @@ def _selection(correlation: Mapping[str, Any]) -> list[str]:
         [
             f"**`{name}`**" if name == CRITERION else f"`{name}`",
             CRITERIA[name],
-            _plus_minus(values["within_runs"]["mean"], values["within_runs"]["std"], 2),
-            _plus_minus(values["over_all_checkpoints"], None, 2),
-            _plus_minus(values["lost_to_best"]["mean"], values["lost_to_best"]["std"], 2),
+            plus_minus(values["within_runs"]["mean"], values["within_runs"]["std"], 2),
+            plus_minus(values["over_all_checkpoints"], None, 2),
+            plus_minus(values["lost_to_best"]["mean"], values["lost_to_best"]["std"], 2),
         ]
         for name, values in correlation.items()
     ]
     of_last = next(iter(correlation.values()))["lost_by_last"]
-    rows.append(["none", "the last checkpoint", "", "", _plus_minus(of_last["mean"], of_last["std"], 2)])
-    return ["## Choosing a checkpoint without labels", "", *_table(head, rows), ""]
+    rows.append(["none", "the last checkpoint", "", "", plus_minus(of_last["mean"], of_last["std"], 2)])
+    return ["## Choosing a checkpoint without labels", "", *markdown_table(head, rows), ""]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines; numbers to the right, what they are of to the left."""
     rule = ["---", *["---:"] * (len(head) - 1)]
     return ["| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)]
 
@@ -211,7 +213,7 @@ def _mark(title: str, scores: Mapping[str, Any], at: Any, y: float) -> Html:
     deviation = last["std"] or 0.0
     bar = tag(
         "line",
-        tag("title", f"{title}: {_plus_minus(last['mean'], last['std'], 2)}"),
+        tag("title", f"{title}: {plus_minus(last['mean'], last['std'], 2)}"),
         x1=f"{at(last['mean'] - deviation):.1f}",
         x2=f"{at(last['mean'] + deviation):.1f}",
         y1=f"{y:.1f}",
