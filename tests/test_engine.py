@@ -356,6 +356,20 @@ def test_what_is_frozen_stays_to_the_bit_while_the_head_learns(world: Path, tmp_
     assert moved == {f"layer6.conv2d_list.{branch}.{part}" for branch in (0, 1) for part in ("weight", "bias")}
 
 
+def test_losses_without_effect_on_a_frozen_backbone_are_said(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = {**own_settings(world)["model"], "freeze_backbone": True}
+    networks, said = {}, {}
+    for name, weights in (("aligned", ALIGNED), ("adversary", {**SEG_ONLY, "adv": ALIGNED["adv"]})):
+        stage = {"num_steps": 2, "save_pred_every": 2, "statistics": "kept", "weights": weights}
+        networks[name] = state_of(train(world, tmp_path / name, model=model, step1=stage))["network"]
+        said[name] = "".join(capsys.readouterr())
+    assert differences(networks["aligned"], networks["adversary"]) == []
+    assert "note: stuff, instances: no effect" in said["aligned"]
+    assert "no effect" not in said["adversary"]
+
+
 @pytest.mark.parametrize("step", [0, 7, 11])
 def test_learning_rates_fall_polynomially_and_the_head_learns_ten_times_as_fast(
     update: Callable[..., Update], step: int

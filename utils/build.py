@@ -29,7 +29,7 @@ from dataset.transforms import Augment, Normalize
 from dataset.translation import Method as StyleMethod
 from dataset.translation import Translator, drawn_images, method_named
 from model.activations import checkpoint_blocks, use_inplace_norms
-from model.bafft import BAFFT, Alignment
+from model.bafft import ALIGNMENT_LOSSES, BAFFT, Alignment
 from model.deeplab import NetworkError, SegmentationNetwork, build_network, input_statistics
 from model.discriminator import Discriminator
 from model.weights import (
@@ -509,6 +509,9 @@ def say_frozen_notes(config: Config, stage: Stage) -> None:
         say(f"note: [model] freeze_backbone freezes weights; norms still follow statistics = {stage.statistics}")
     if config.model.freeze_backbone and config.model.train_norm_affine:
         say("note: [model] train_norm_affine has no effect on a frozen backbone")
+    aligned = [name for name in ALIGNMENT_LOSSES if getattr(stage.weights, name)]
+    if config.model.freeze_backbone and not config.model.feature_strides and aligned:
+        say(f"note: {', '.join(aligned)}: no effect on a frozen backbone (feature_strides adds a layer that learns)")
 
 
 class PredictionRun(NamedTuple):
