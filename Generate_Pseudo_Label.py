@@ -45,6 +45,7 @@ def generate(config: Config, options: Options) -> None:
         restore_from=settings.restore_from,
         split=settings.split,
         views=Views(settings.scales, settings.flip),
+        outputs=[folder],
     )
     source = {"restore_from": str(run.weights.path), "sha256": run.weights.sha256}
     # Whoever was interrupted begins again: the thresholds need every prediction.

@@ -61,6 +61,7 @@ def evaluate(config: Config, options: Options) -> None:
         restore_from=settings.restore_from,
         split=settings.split,
         views=Views(settings.scales, settings.flip),
+        outputs=folders.values(),
         labelled=in_memory,
     )
     evaluation = Evaluation(classes.names, classes.subsets, boundary_ratio=settings.boundary_ratio)

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,16 +32,19 @@ from model.weights import WeightsError, read_weights, write_weights
 from tests.test_engine import differences, state_of
 from tests.test_engine import train as train_stage
 from tests.worlds import own_settings, save_png, write_own, write_settings
-from utils import files
+from utils import build, files
 from utils.background import write_png
 from utils.build import MISTAKES
 from utils.checkpoint import LAST, PREVIOUS, CheckpointError, load_last, load_state, save_last, save_state
+from utils.config import ConfigError
 from utils.files import atomic_write
+from utils.flags import TRAINING, parse
 from utils.lock import LOCK, FolderInUseError, only_one
 from utils.log import RunLog, write_json
 from utils.nonfinite import MOST_IN_A_ROW, NonFiniteError, Watch
 from utils.outputs import MARK, unfinished
 from utils.runtime import launch
+from utils.stage import run_stage
 
 ROOT = Path(__file__).resolve().parents[1]
 BRIEF = {"num_steps": 2, "save_pred_every": 1, "batch_size": 1}
@@ -227,6 +231,74 @@ def test_only_the_latest_snapshots_stay(world: Path, tmp_path: Path) -> None:
     assert {f"A_{step}{end}" for step in (2, 3) for end in (".pth", ".json", "_D.pth", "_D.json")} <= names
     assert not [name for name in names if name.startswith("A_1")]
     assert {"best.pth", "last.pt", "previous.pt", "A_best_of_all.pth"} <= names
+
+
+@pytest.mark.parametrize("left", ["previous.pt", "manifest.json", "best.pth", "source_12.pth"])
+def test_what_a_run_left_is_not_overwritten(world: Path, tmp_path: Path, left: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / left).write_text("precious")
+    with pytest.raises(ConfigError, match=r"holds what a run left, without the last\.pt to go on from: choose another"):
+        train(world, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir() if path.name != LOCK] == [left]
+    with pytest.raises(ConfigError, match=r"--continue-train: there is no .*last\.pt to go on from$"):
+        train(world, tmp_path / "run", "--continue-train")
+
+
+def test_the_state_before_the_last_is_named_where_the_last_is_gone(finished: Path, tmp_path: Path) -> None:
+    folder = copy(finished, tmp_path / "run")
+    (folder / LAST).rename(folder / PREVIOUS)
+    with pytest.raises(
+        ConfigError, match=r"no .*last\.pt to go on from\. The state before it, after 1 updates, is whole"
+    ):
+        train(finished.parent, folder, "--continue-train")
+
+
+def test_a_configuration_of_ones_own_is_not_overwritten(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    path = write_settings(tmp_path / "mine" / "config.toml", own_settings(world, step1={"restore_from": "random"}))
+    before = path.read_bytes()
+    config, options = parse(
+        ["--config", str(path), "--snapshot-dir", str(tmp_path / "mine")],
+        description="",
+        section="step1",
+        flags=TRAINING,
+    )
+    with pytest.raises(ConfigError, match=r"config\.toml would be overwritten by this run's own"):
+        run_stage(config, options, "step1")
+    assert path.read_bytes() == before
+
+
+def test_a_run_that_goes_on_keeps_its_start(world: Path, finished: Path, tmp_path: Path) -> None:
+    folder = copy(finished, tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"keeps its start, restore_from: random -> w\.pth"):
+        train(world, folder, "--continue-train", step1={"restore_from": "w.pth"})
+
+
+@pytest.mark.parametrize("spoiled", ["validation", "training"])
+def test_a_bad_file_costs_no_update(world: Path, tmp_path: Path, spoiled: str) -> None:
+    """Once it is mended, the run ends as if there had been nothing."""
+    data = tmp_path / "data"
+    shutil.copytree(world, data)
+    stage = {"num_steps": 4, "save_pred_every": 2, "batch_size": 1}
+    whole = train(data, tmp_path / "whole", step1=stage)
+    path = data / "labels" / "v1.png" if spoiled == "validation" else data / "images" / "s3.png"
+    sound = path.read_bytes()
+
+    def spoil(*_: object, **__: object) -> None:
+        if spoiled == "validation":
+            save_png(path, np.full((48, 64), 77, dtype=np.uint8))
+        else:
+            path.write_bytes(b"\0" * len(sound))  # files of another size are another data set
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "check_data", spoil)
+        with pytest.raises(DataError, match=path.name):
+            train(data, tmp_path / "run", step1=stage)
+    path.write_bytes(sound)
+    assert 0 < load_last(tmp_path / "run")["step"] < 4
+    train(data, tmp_path / "run", "--continue-train", step1=stage)
+    assert differences(state_of(whole), state_of(tmp_path / "run")) == []
+    assert (whole / "log.jsonl").read_text() == (tmp_path / "run" / "log.jsonl").read_text()
 
 
 # ---- an end on request ----
@@ -698,3 +770,47 @@ def test_deterministic_runs_are_equal_and_seeds_differ(
     assert differences(first, again) == []
     for part in ("network", "discriminator", "rng"):
         assert differences(first[part], other[part]), part
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("evaluate_cityscapes.py", "images"),
+        ("evaluate_cityscapes.py", "labels"),
+        ("Generate_Pseudo_Label.py", "labels"),
+    ],
+)
+def test_nothing_is_written_over_the_data(
+    world: Path, finished: Path, tmp_path: Path, script: Callable[..., tuple[int, str, str]], name: str, place: str
+) -> None:
+    """A flat corpus has files of the names that predictions get."""
+    data = tmp_path / "data"
+    shutil.copytree(world, data)
+    (tmp_path / "link").symlink_to(data / place)
+    settings = write_settings(tmp_path / "own.toml", own_settings(data))
+    before = {path: path.read_bytes() for path in data.rglob("*.png")}
+    for folder in (data / place, tmp_path / "link"):
+        code, _, errors = script(
+            name, "--config", str(settings), "--restore-from", str(finished), "--save", str(folder)
+        )
+        assert code == 2
+        assert errors.strip().endswith(f"{place} of the data are there and would be overwritten; choose another folder")
+    assert {path: path.read_bytes() for path in data.rglob("*.png")} == before
+
+
+@pytest.mark.parametrize("name", ["evaluate_cityscapes.py", "Generate_Pseudo_Label.py"])
+def test_scores_that_are_no_numbers_become_no_labels(
+    world: Path, finished: Path, tmp_path: Path, script: Callable[..., tuple[int, str, str]], name: str
+) -> None:
+    path = next(path for path in finished.glob("source_*.pth") if not path.stem.endswith("_D"))
+    state = torch.load(path, weights_only=True)
+    state["layer6.conv2d_list.0.bias"][0] = torch.nan
+    torch.save(state, tmp_path / "nan.pth")
+    settings = write_settings(tmp_path / "own.toml", own_settings(world))
+    folder = tmp_path / "out"
+    code, _, errors = script(
+        name, "--config", str(settings), "--restore-from", str(tmp_path / "nan.pth"), "--save", str(folder)
+    )
+    assert code == 1
+    assert "0.png: the network's scores are not numbers; use --precision fp32, or other weights" in errors
+    assert not list(folder.glob("*.png"))

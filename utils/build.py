@@ -8,7 +8,7 @@ import itertools
 import json
 import multiprocessing
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -538,12 +538,23 @@ def require_labelled_pixels(confusion: ConfusionMatrix, labels: str) -> None:
 
 
 def prediction_run(
-    config: Config, options: Options, *, restore_from: str, split: str, views: Views, labelled: bool = False
+    config: Config,
+    options: Options,
+    *,
+    restore_from: str,
+    split: str,
+    views: Views,
+    outputs: Iterable[Path],
+    labelled: bool = False,
 ) -> PredictionRun:
-    """What both prediction scripts begin with: data, then weights, then the stream; says what is used."""
+    """What both prediction scripts begin with: data, then weights, then the stream; says what is used.
+
+    outputs: folders that PNGs will be written to. Raises ConfigError where one of them holds the data itself.
+    """
     say_notes(config, options)
     classes = class_table(config, options.arguments)
     loader = prediction_loader(config, split, classes, labelled=labelled)
+    _keep_out_of_data(config, classes, split, loader.images.samples, outputs)
     if labelled:
         labels = [sample.label for sample in loader.images.samples if sample.label is not None]
         refuse_train_ids(corpus(config, "target", classes), labels)
@@ -560,6 +571,23 @@ def prediction_run(
         views=views,
     )
     return PredictionRun(classes, weights, loader.num_images, stream, loader.images)
+
+
+def _keep_out_of_data(
+    config: Config, classes: ClassTable, split: str, samples: Sequence[Sample], outputs: Iterable[Path]
+) -> None:
+    """Raise ConfigError where an output folder is one of the data: files of a flat corpus have the names of ours."""
+    target, source = corpus(config, "target", classes), corpus(config, "source", classes)
+    images = {source.image_folder("train"), target.image_folder(split), *(sample.image.parent for sample in samples)}
+    truths = target.label_folder(split)
+    labels = {source.label_folder("train"), truths, *((truths / target.label_name(s.name)).parent for s in samples)}
+    for what, folders in (("images", images), ("labels", labels)):
+        known = {folder.resolve() for folder in folders}
+        for folder in outputs:
+            if folder.resolve() in known:
+                raise ConfigError(
+                    f"{folder}: {what} of the data are there and would be overwritten; choose another folder"
+                )
 
 
 def recorded_settings(restore_from: str) -> tuple[str, dict[str, Any]] | None:

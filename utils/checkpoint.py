@@ -67,11 +67,11 @@ def load_last(folder: Path) -> dict[str, Any]:
     try:
         return load_state(folder / LAST)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}{_earlier_one(folder)}") from None
+        raise CheckpointError(f"{error}{earlier_one(folder)}") from None
 
 
-def _earlier_one(folder: Path) -> str:
-    """How to go on from the state before the last, if that is whole."""
+def earlier_one(folder: Path) -> str:
+    """How to go on from the state before the last, if that is whole; else nothing."""
     try:
         step = load_state(folder / PREVIOUS).get("step")
     except CheckpointError:

@@ -10,7 +10,6 @@ checkpoint each criterion chooses; where the run has been validated, the true mI
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from utils.log import progress, say, write_json
 from utils.run_folder import SELECTION, RunRecord, read_run
 from utils.runtime import autocast, launch, pick_device
 from utils.selection import CRITERIA, CRITERION, Labels, Tally, agreement, choose, label_map, spearman
+from utils.snapshots import snapshots
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -51,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def select(run: RunRecord, *, images: int) -> dict[str, Any]:
     """Every criterion for every checkpoint, and what each chooses. Raises ConfigError where there is no checkpoint."""
-    snapshots = _snapshots(run)
+    files = _snapshots(run)
     gaze = _Gaze.at(run, images=images)
-    tallies, consensus = _tallies(run, snapshots, gaze)
+    tallies, consensus = _tallies(run, files, gaze)
     taught = _teacher_labels(run, gaze)
     scores = {
         step: tally.scores() | {"teacher": agreement(tally.labels, taught or consensus, gaze.classes.num_classes)}
@@ -99,11 +99,11 @@ def _truth(run: RunRecord, scores: Mapping[str, Mapping[int, float]]) -> dict[st
 
 def _snapshots(run: RunRecord) -> dict[int, Path]:
     """Update -> weights, ascending."""
-    pattern = re.compile(re.escape(run.stage.prefix) + r"_(\d+)\.pth")
-    found = {int(match[1]): path for path in run.folder.iterdir() if (match := pattern.fullmatch(path.name))}
+    prefix = run.stage.prefix
+    found = snapshots(run.folder, prefix)
     if not found:
-        raise ConfigError(f"{run.folder} holds no snapshot {run.stage.prefix}_<update>.pth; train first")
-    return dict(sorted(found.items()))
+        raise ConfigError(f"{run.folder} holds no snapshot {prefix}_<update>.pth; train first")
+    return {step: run.folder / f"{prefix}_{step}.pth" for step in sorted(found)}
 
 
 @dataclass(frozen=True, kw_only=True)

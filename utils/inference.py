@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.nonfinite import NOT_NUMBERS, NonFiniteError
 from utils.runtime import autocast, prefetch
 from utils.strips import class_map
 
@@ -61,7 +62,10 @@ def predict(
     precision: str = "fp32",
     views: Views = PLAIN,
 ) -> Iterator[Prediction]:
-    """Predict every image of a loader, in its order, in eval mode; the network's mode is restored after each batch."""
+    """Predict every image of a loader, in its order, in eval mode; the network's mode is restored after each batch.
+
+    Raises NonFiniteError for scores that are no numbers, of which there would be a class all the same.
+    """
     device = next(network.parameters()).device
 
     def move(batch: Any) -> Any:  # labels stay: whoever compares with them does so on the host
@@ -72,7 +76,10 @@ def predict(
         network.eval()
         logits = scores(network, batch.images, normalize=normalize, precision=precision, views=views)
         network.train(training)
-        for name, item, label in zip(batch.names, logits, batch.labels, strict=True):
+        finite = logits.isfinite().flatten(1).all(dim=1).tolist()
+        for name, item, label, sound in zip(batch.names, logits, batch.labels, finite, strict=True):
+            if not sound:
+                raise NonFiniteError(f"{name}: {NOT_NUMBERS}")
             yield Prediction(name, item, label)
 
 

@@ -22,6 +22,7 @@ from utils.log import write_json
 
 MOST_IN_A_ROW = 20  # bad updates that may be skipped one after the other
 GRADIENT = "gradient"
+NOT_NUMBERS = "the network's scores are not numbers; use --precision fp32, or other weights if these are damaged"
 
 
 class NonFiniteError(FloatingPointError):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from utils.log import progress
-from utils.nonfinite import NonFiniteError
+from utils.nonfinite import NOT_NUMBERS, NonFiniteError
 from utils.products import Look, Part, Products
 from utils.tiling import Box, Zoom, classify, plan
 from utils.video import Frame, opened_film, written_film
@@ -99,9 +99,7 @@ class Predictor:
 def _require_numbers(confidence: Tensor, name: str) -> None:
     """Raise NonFiniteError for scores that are NaN, of which there would be a class all the same."""
     if confidence.isnan().any():
-        raise NonFiniteError(
-            f"{name}: the network's scores are not numbers; use --precision fp32, or other weights if these are damaged"
-        )
+        raise NonFiniteError(f"{name}: {NOT_NUMBERS}")
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -37,6 +37,9 @@ def refusals(saved: Mapping[str, Any], meta: Mapping[str, Any], inputs: Mapping[
     classes = [{key: entry["classes"][key] for key in ("names", "stuff", "things")} for entry in (old, meta)]
     for change in changes(classes[0], classes[1]):
         yield f"other classes, {change}"
+    before, now = (entry["config"][entry["section"]]["restore_from"] for entry in (old, meta))
+    if before != now:
+        yield f"a run that goes on keeps its start, restore_from: {before} -> {now}"
     before, now = (images_per_update(entry["config"][entry["section"]]) for entry in (old, meta))
     if before != now:
         yield f"batch_size * iter_size: {before} -> {now}, so images would come twice or never"

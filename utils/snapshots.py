@@ -14,10 +14,16 @@ from utils.config import Stage
 ENDS = (".pth", ".json", "_D.pth", "_D.json")  # of the files of one snapshot
 
 
+def snapshots(folder: Path, prefix: str) -> list[int]:
+    """The updates after which a folder holds a snapshot, in no order."""
+    pattern = re.compile(re.escape(prefix) + r"_(\d+)\.pth")
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return [int(match[1]) for name in names if (match := pattern.fullmatch(name))]
+
+
 def drop_old(folder: Path, stage: Stage, step: int) -> None:
     """Remove the snapshots of the run up to `step` but the latest `stage.keep`; 0 keeps them all."""
-    pattern = re.compile(re.escape(stage.prefix) + r"_(\d+)\.pth")
-    found = [int(match[1]) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))]
+    found = snapshots(folder, stage.prefix)
     old = sorted(number for number in found if number <= step)[: -stage.keep] if stage.keep else []
     for path in (folder / f"{stage.prefix}_{number}{end}" for number in old for end in ENDS):
         path.unlink(missing_ok=True)

@@ -5,11 +5,12 @@ A stage is data: the two differ in weights, modes and where the target's labels 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 import tomli_w
 import torch
 
-from dataset.corpora import number_of
+from dataset.corpora import DataError, number_of
 from dataset.labels import ClassTable
 from dataset.loading import BatchLoader
 from dataset.segmentation import SegmentationDataset
@@ -28,7 +29,7 @@ from model.weight_files import first_line
 from model.weights import Report, write_weights
 from utils import build
 from utils.board import heatmap, pairs_text
-from utils.checkpoint import CheckpointError, load_last, save_last
+from utils.checkpoint import LAST, PREVIOUS, CheckpointError, earlier_one, load_last, save_last
 from utils.config import Config, ConfigError, Stage
 from utils.diagnostics import changed_pairs, row_percent
 from utils.engine import Losses, Pair, Recipe, TrainState, fit
@@ -45,7 +46,7 @@ from utils.report.write import report_at_end
 from utils.resume import changes, refusals
 from utils.run_folder import CONFUSION, last_confusion
 from utils.runtime import compile_network, peak_memory_mb, pick_device, seed_everything, tune_kernels
-from utils.snapshots import disk_use, drop_old
+from utils.snapshots import disk_use, drop_old, snapshots
 from utils.tables import format_table
 
 # The script that comes after a stage, and its section of the configuration.
@@ -124,7 +125,8 @@ def _train(config: Config, options: Options, section: str) -> dict[str, Any]:
             if run.snapshot_is_due:
                 run.snapshot()
             batches = batches_from(config, start=state.step)
-            fit(state, recipe, stage, batches, on_update=run.update, on_snapshot=run.snapshot)
+            with run.kept_after_bad_files():
+                fit(state, recipe, stage, batches, on_update=run.update, on_snapshot=run.snapshot)
     summary = run.finish()
     if options.json:
         write_json(options.json, summary)
@@ -257,6 +259,17 @@ class TrainingRun:
         if self.request.signal:
             self._leave()
 
+    @contextlib.contextmanager
+    def kept_after_bad_files(self) -> Iterator[None]:
+        """A file that cannot be read ends a run, which keeps what it has learnt until then."""
+        try:
+            yield
+        except DataError:
+            if self.state.step > self.guard.saved_step:
+                self._save()
+                say(f"saved after update {self.state.step}; once that is mended: {self._to_go_on}")
+            raise
+
     def finish(self) -> dict[str, Any]:
         """Write the manifest and say how it went; returns the summary."""
         state = self.state
@@ -308,10 +321,15 @@ class TrainingRun:
 
     def _leave(self) -> NoReturn:
         """End the process as its signal asked, after the state was saved."""
-        command = ["python", f"train_{self.section}.py", "--config", str(self.folder / "config.toml")]
         name = signal.Signals(self.request.signal).name
-        say(f"{name}: saved after update {self.state.step}; to go on: {shlex.join([*command, '--continue-train'])}")
+        say(f"{name}: saved after update {self.state.step}; to go on: {self._to_go_on}")
         raise SystemExit(exit_code(self.request.signal))
+
+    @property
+    def _to_go_on(self) -> str:
+        """The command that resumes this run."""
+        script = f"train_{self.section}.py"
+        return shlex.join(["python", script, "--config", str(self.folder / "config.toml"), "--continue-train"])
 
     def _write_config(self) -> None:
         """Everything resolved, in a form that --config takes."""
@@ -377,16 +395,20 @@ class TrainingRun:
 
 def _check_folder(stage: Stage, options: Options) -> None:
     """A run never overwrites another one silently, nor resumes or starts from one that is not there."""
-    exists = (Path(stage.snapshot_dir) / "last.pt").exists()
-    if exists and not options.continue_train:
-        raise ConfigError(
-            f"{stage.snapshot_dir} already holds a run: add --continue-train to go on with it, choose another "
-            "--snapshot-dir, or remove the folder"
-        )
-    if options.continue_train and not exists:
-        raise ConfigError(f"--continue-train: there is no {Path(stage.snapshot_dir) / 'last.pt'} to go on from")
-    if not options.continue_train:
-        build.last_checkpoint(stage.restore_from)
+    folder = Path(stage.snapshot_dir)
+    if options.continue_train:
+        if not (folder / LAST).exists():
+            raise ConfigError(f"--continue-train: there is no {folder / LAST} to go on from{earlier_one(folder)}")
+        return
+    another = "choose another --snapshot-dir, or remove the folder"
+    if (folder / LAST).exists():
+        raise ConfigError(f"{folder} already holds a run: add --continue-train to go on with it, {another}")
+    kept = [name for name in (PREVIOUS, "manifest.json", "best.pth") if (folder / name).exists()]
+    if kept or snapshots(folder, stage.prefix):
+        raise ConfigError(f"{folder} holds what a run left, without the {LAST} to go on from: {another}")
+    if options.config_path and Path(options.config_path).resolve() == (folder / "config.toml").resolve():
+        raise ConfigError(f"--config {options.config_path} would be overwritten by this run's own: {another}")
+    build.last_checkpoint(stage.restore_from)
 
 
 def _inputs(report: Report, source: SegmentationDataset, target: SegmentationDataset | None) -> dict[str, Any]:
