@@ -21,6 +21,7 @@ from tests.conftest import Script
 from tests.worlds import ALIGNED, NAMES, own_settings, write_own, write_settings
 from utils.run_folder import labels, read_run
 
+PSEUDO = ("precision", "coverage", "right")
 HOSTILE = ("<script>alert(1)</script>", "a & b", 'quo"te', "it's/<b>")
 
 
@@ -185,7 +186,10 @@ def test_pseudo_label_scores_equal_a_naive_count(world: World) -> None:
         covered = 100 * (own & (given != 255)).sum() / own.sum()
         assert content["pseudo_labels"]["precision"][name] == (precision and pytest.approx(precision))
         assert content["pseudo_labels"]["coverage"][name] == pytest.approx(covered)
-        assert rows[name][1:3] == [content["pseudo_labels"][key][name] for key in ("precision", "coverage")]
+        right = 100 * (own & labelled).sum() / own.sum()
+        assert content["pseudo_labels"]["right"][name] == pytest.approx(right)
+        assert rows[name][1:] == [content["pseudo_labels"][key][name] for key in PSEUDO]
+    assert rows["mean"][1:] == [content["pseudo_labels"]["mean"][key] for key in PSEUDO]
 
 
 def test_the_confusion_matrix_is_the_last_validation_s(world: World) -> None:

@@ -59,6 +59,12 @@ class PseudoScores(NamedTuple):
     confusion: ConfusionMatrix
     thresholds: dict[str, float]
 
+    @property
+    def columns(self) -> dict[str, Scores]:
+        """(C,) percent each, in the order of the page's columns."""
+        matrix = self.confusion
+        return {"precision": matrix.precision(), "coverage": coverage(matrix.counts), "right": matrix.recall()}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
@@ -172,11 +178,11 @@ class Report:
     def _pseudo(self) -> dict[str, Any] | None:
         if isinstance(self.pseudo, Missing):
             return None
-        named, matrix = self.classes.named, self.pseudo.confusion
+        columns = self.pseudo.columns
         return {
             "images": self.pseudo.images,
-            "precision": named(matrix.precision()),
-            "coverage": named(coverage(matrix.counts)),
+            **{name: self.classes.named(values) for name, values in columns.items()},
+            "mean": {name: mean_iou(values) for name, values in columns.items()},
             "thresholds": self.pseudo.thresholds,
         }
 

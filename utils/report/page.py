@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from utils.diagnostics import PairChange, coverage, row_percent
+from utils.diagnostics import PairChange, row_percent
 from utils.metrics import Scores, mean_iou
 from utils.report.charts import LineChart, MatrixChart, StripChart
 from utils.report.data import Classes, Missing, Report
@@ -255,24 +255,22 @@ def pseudo(report: Report) -> Html:
     given = report.pseudo
     if isinstance(given, Missing):
         return missing(given.reason)
-    classes, matrix = report.classes, given.confusion
-    columns = (matrix.precision(), coverage(matrix.counts), matrix.recall())
+    classes, columns = report.classes, given.columns
     rows = [
         [
             named(classes, index),
             significant(given.thresholds.get(name)),
-            *(number(float(column[index])) for column in columns),
+            *(number(float(column[index])) for column in columns.values()),
         ]
         for index, name in enumerate(classes.names)
     ]
-    means = ["mean", number(None), *(number(mean_iou(column)) for column in columns)]
+    means = ["mean", number(None), *(number(mean_iou(column)) for column in columns.values())]
     note = (
         f"Against the truth of {given.images} target training images, read for this page alone. Precision: of the "
         "pixels labelled as the class, those that are of it. Coverage: of the class's pixels, those with any label. "
         "Right: of the class's pixels, those labelled as it. In percent."
     )
-    head = ["class", "threshold", "precision", "coverage", "right"]
-    return join(tag("p", note, class_="note"), table(head, [*rows, means], foot=1))
+    return join(tag("p", note, class_="note"), table(["class", "threshold", *columns], [*rows, means], foot=1))
 
 
 # ---- how it was made ----
