@@ -110,7 +110,8 @@ def make_world(root: Path, **sections: Any) -> World:
     """Data and both runs."""
     write_own(root / "data")
     stage = {"num_steps": 4, "save_pred_every": 2}
-    sections = {"step1": stage, "step2": stage, "run": {"report": True}, **sections}
+    classes = {"subsets": {"stuff alone": [0, 1]}}
+    sections = {"classes": classes, "step1": stage, "step2": stage, "run": {"report": True}, **sections}
     world = World(root, own_settings(root / "data", **sections))
     plain = world.config("base", step1={"weights": {"seg": 1.0}, "statistics": "source"})
     train_step1.main([*plain, "--snapshot-dir", str(world.base)])
@@ -155,6 +156,15 @@ def test_the_scores_are_those_of_the_manifests_and_of_the_json(world: World) -> 
             assert rows[name][:3] == [old, new, content["scores"]["difference"][name]]
             assert content["scores"]["difference"][name] == new - old
     assert rows["mIoU"][:2] == [pytest.approx(before["miou"]), pytest.approx(last["miou"])]
+    assert rows["mIoU over stuff alone"][:2] == list(content["scores"]["subsets"]["stuff alone"].values())
+
+
+def test_the_variance_below_the_map_is_in_the_json(world: World) -> None:
+    content, page = read(world.adapted / "report.json"), Page(world.adapted / "report.html")
+    explained = content["variance_explained"]
+    assert list(explained) == ["base", "adapted"]
+    assert explained["base"] == explained["adapted"]  # one basis
+    assert f"both: {100 * sum(explained['base']):.0f} % of the variance" in page.words
 
 
 def test_the_distances_are_those_of_the_json_and_of_the_last_snapshot(world: World, script: Script) -> None:

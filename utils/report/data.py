@@ -139,6 +139,7 @@ class Report:
                 "confusions_changed": self._pairs(),
                 "images_per_domain": self.images,
                 "target_regions": "truth" if self.by_truth else "prediction",
+                "variance_explained": {label: plane.explained for label, _, plane in self.planes()},
                 "divergence": _divergence(self.look),
                 "divergence_baseline": _divergence(self.baseline_look),
                 "pseudo_labels": self._pseudo(),
@@ -153,8 +154,17 @@ class Report:
             "last": None if after is None else {"miou": mean_iou(after), "iou": named(after)},
             "baseline": None if before is None else {"miou": mean_iou(before), "iou": named(before)},
             "difference": None if before is None or after is None else named(after - before),
+            "subsets": self._subsets(),
             "chosen_without_labels": self.run.choice or None,
             "best_selected_on_target_labels": self.run.best or None,
+        }
+
+    def _subsets(self) -> dict[str, Any]:
+        """mIoU over each subset of the classes."""
+        columns = {"baseline": self.baseline_iou, "last": self.iou}
+        return {
+            name: {column: None if iou is None else mean_iou(iou, ids) for column, iou in columns.items()}
+            for name, ids in self.classes.subsets.items()
         }
 
     def _pairs(self) -> dict[str, Any] | None:
