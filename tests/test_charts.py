@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -10,8 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from utils.report.charts import MOST_POINTS, Cloud, LineChart, MatrixChart, PointMap, StripChart, axis, thinned
+from utils.report.markup import STYLE as STYLE_SHEET
 from utils.report.markup import Html, join, number, significant, table, tag
 
+STYLE = STYLE_SHEET.read_text(encoding="utf-8")
 HOSTILE = "<script>alert('x')</script>&\""
 
 
@@ -103,6 +106,46 @@ def test_a_matrix_has_a_cell_for_each_number_and_none_for_nan() -> None:
     assert [one.get("class") for one in elements(drawn, "rect")] == ["plus", "minus", "void", "plus"]
     assert [one.text for one in elements(drawn, "text", "cell")] == ["0.2", "-0.9", "1.0"]
     assert "<script" not in drawn
+
+
+def themes() -> dict[str, dict[str, str]]:
+    """The style sheet's variables in light and in dark."""
+    light, dark = (dict(re.findall(r"--(\w+): (#\w{6})", one)) for one in re.findall(r":root \{(.*?)\}", STYLE, re.S))
+    return {"light": light, "dark": {**light, **dark}}
+
+
+def fill(theme: dict[str, str], class_: str) -> np.ndarray:
+    """The (R, G, B) that the style sheet fills a class with."""
+    (name,) = re.findall(rf"svg \.{class_} \{{[^}}]*fill: var\(--(\w+)\)", STYLE)
+    return rgb(theme[name])
+
+
+def rgb(colour: str) -> np.ndarray:
+    """(R, G, B) of a #rrggbb."""
+    return np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)], dtype=float)
+
+
+def contrast(one: np.ndarray, other: np.ndarray) -> float:
+    """Of two colours, as WCAG 2 defines it."""
+    shares = np.stack([one, other]) / 255
+    linear = np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
+    low, high = sorted(linear @ [0.2126, 0.7152, 0.0722])
+    return float((high + 0.05) / (low + 0.05))
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_cell_of_a_matrix_is_legible(theme: str) -> None:
+    colours = themes()[theme]
+    values = np.linspace(-1, 1, 19 * 19).reshape(19, 19)
+    drawn = MatrixChart("m", values, ["a"] * 19, lambda v: f"{v:.1f}", lambda v: v, rows="r", columns="c").draw()
+    grounds, texts = elements(drawn, "rect"), elements(drawn, "text", "cell")
+    assert {one.get("class") for one in texts} == {"cell"}
+    worst = 21.0
+    for ground in grounds:
+        share = float(ground.get("fill-opacity", 1))
+        mixed = share * fill(colours, ground.get("class", "")) + (1 - share) * rgb(colours["ground"])
+        worst = min(worst, contrast(mixed, fill(colours, "cell")))
+    assert worst >= 4.5
 
 
 def test_a_strip_ends_with_its_last_number() -> None:

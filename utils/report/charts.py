@@ -250,8 +250,7 @@ class MatrixChart:
             class_=hue,
             fill_opacity=f"{abs(strength):.3f}",
         )
-        shade = "cell strong" if abs(strength) > 0.55 else "cell"
-        return join(ground, _text(x + side / 2, y + side / 2 + 4, self.text(value), anchor="middle", class_=shade))
+        return join(ground, _text(x + side / 2, y + side / 2 + 4, self.text(value), anchor="middle", class_="cell"))
 
 
 # ---- strips ----
