@@ -92,6 +92,19 @@ def test_charts_of_the_same_runs_share_their_colours() -> None:
     assert line.get("class") == "line s1"
 
 
+def test_the_legend_shows_a_reference_dashed_as_it_is_drawn() -> None:
+    drawn = LineChart("t", {"a": [(1, 1.0)]}, {"before": 0.5}).draw()
+    (line,) = elements(drawn, "line", "reference")
+    assert [one.get("class") for one in elements(drawn, "i", "key")] == ["key s0", f"key {line.get('class')}"]
+    assert re.search(r"\.key\.reference \{[^}]*repeating-linear-gradient", STYLE)
+
+
+def test_the_axis_of_a_share_is_0_to_1() -> None:
+    drawn = LineChart("t", {"a": [(1, 1.0), (2, 1.0)]}, share=True).draw()
+    ticks = [one.text for one in elements(drawn, "text") if one.get("text-anchor") == "end"]
+    assert (ticks[0], ticks[-1]) == ("0.0", "1.0")
+
+
 def test_an_empty_chart_is_a_chart() -> None:
     assert elements(LineChart("t", {}).draw(), "svg")
     assert elements(StripChart("t", {}, str, float).draw(), "svg")
@@ -102,7 +115,7 @@ def test_an_empty_chart_is_a_chart() -> None:
 
 def test_a_matrix_has_a_cell_for_each_number_and_none_for_nan() -> None:
     values = np.array([[0.2, -0.9], [np.nan, 1.0]])
-    drawn = MatrixChart("m", values, ["a", HOSTILE], lambda v: f"{v:.1f}", lambda v: v, rows="r", columns="c").draw()
+    drawn = MatrixChart("m", values, ["a", HOSTILE], lambda v: f"{v:.1f}", values, rows="r", columns="c").draw()
     assert [one.get("class") for one in elements(drawn, "rect")] == ["plus", "minus", "void", "plus"]
     assert [one.text for one in elements(drawn, "text", "cell")] == ["0.2", "-0.9", "1.0"]
     assert "<script" not in drawn
@@ -137,7 +150,7 @@ def contrast(one: np.ndarray, other: np.ndarray) -> float:
 def test_every_cell_of_a_matrix_is_legible(theme: str) -> None:
     colours = themes()[theme]
     values = np.linspace(-1, 1, 19 * 19).reshape(19, 19)
-    drawn = MatrixChart("m", values, ["a"] * 19, lambda v: f"{v:.1f}", lambda v: v, rows="r", columns="c").draw()
+    drawn = MatrixChart("m", values, ["a"] * 19, lambda v: f"{v:.1f}", values, rows="r", columns="c").draw()
     grounds, texts = elements(drawn, "rect"), elements(drawn, "text", "cell")
     assert {one.get("class") for one in texts} == {"cell"}
     worst = 21.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,6 +20,7 @@ import train_step1
 import train_step2
 from tests.conftest import Script
 from tests.worlds import ALIGNED, NAMES, own_settings, write_own, write_settings
+from utils.report.page import _change_chart
 from utils.run_folder import labels, read_run
 
 PSEUDO = ("precision", "coverage", "right")
@@ -215,6 +217,17 @@ def test_the_confusion_matrix_is_the_last_validation_s(world: World) -> None:
         assert pair["after"] == pytest.approx(100 * new[row, column] / new[row].sum())
 
 
+def test_a_change_of_confusions_is_coloured_by_what_is_better() -> None:
+    change = np.array([[20.0, -20.0], [9.0, -9.0]])
+    chart = _change_chart("t", change, ["a", "b"])
+    assert np.array_equal(np.sign(chart.strength), [[1, 1], [-1, -1]])
+    drawn = ET.fromstring(chart.draw())
+    assert [one.get("class") for one in drawn.iter("rect")] == ["plus", "plus", "minus", "minus"]
+    keys = {span[0].get("class"): span[0].tail for span in drawn.iter("span")}
+    assert str(keys["key plus"]).startswith("better")
+    assert str(keys["key minus"]).startswith("worse")
+
+
 # ---- the page ----
 
 
@@ -233,6 +246,7 @@ def test_the_page_tells_what_was_run(world: World) -> None:
     manifest = read(world.adapted / "manifest.json")
     for text in (manifest["command"], manifest["packages"]["torch"], 'snapshot_dir = "', "chosen on target labels"):
         assert text in page.words
+    assert "above 1: more than the average class" in page.words  # what the hues of AIM's strips mean
     assert "base" in [cell for cell, _ in page.tables["Scores"][0]]  # compared with the run that it started from
 
 

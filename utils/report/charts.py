@@ -100,13 +100,14 @@ class LineChart:
     """Lines over the updates of a run, each under its name; references: levels to compare with.
 
     order: names in the order of their colours, so that several charts of the same names share them; those of the
-    lines unless given.
+    lines unless given. share: values are within 0..1, and all of it is shown.
     """
 
     title: str
     lines: Mapping[str, Series]
     references: Mapping[str, float] = field(default_factory=dict)
     order: Sequence[str] = ()
+    share: bool = False
     width: int = 390
     height: int = 200
 
@@ -115,13 +116,14 @@ class LineChart:
         lines = {name: thinned(series) for name, series in self.lines.items()}
         x = axis([0.0, *(point[0] for line in lines.values() for point in line)], _LEFT, self.width - 12)
         heights = [point[1] for line in lines.values() for point in line] + list(self.references.values())
-        y = axis(heights, self.height - 24, 10)
+        y = axis([0.0, 1.0] if self.share else heights, self.height - 24, 10)
         drawn = join(
             self._grid(x, y),
             (self._reference(level, y, self._look(name)) for name, level in self.references.items()),
             (_line(line, x, y, self._look(name)) for name, line in lines.items()),
         )
-        looks = {name: self._look(name) for name in (*lines, *self.references)}
+        looks = {name: self._look(name) for name in lines}
+        looks |= {name: f"reference {self._look(name)}" for name in self.references}
         return tag(
             "figure",
             tag("figcaption", self.title),
@@ -178,7 +180,7 @@ def _line(points: Sequence[tuple[float, float]], x: Axis, y: Axis, look: str) ->
 
 
 def _legend(looks: Mapping[str, str]) -> Html:
-    """What the colours of a chart's lines mean."""
+    """What the colours and dashes of a chart's lines, or the hues of its cells, mean."""
     return tag(
         "div", (tag("span", tag("i", class_=f"key {look}"), name) for name, look in looks.items()), class_="legend"
     )
@@ -187,21 +189,33 @@ def _legend(looks: Mapping[str, str]) -> Html:
 # ---- matrices ----
 
 
+class Hues(NamedTuple):
+    """What the two hues of cells mean."""
+
+    plus: str
+    minus: str
+
+
+def _hues(key: Hues | None) -> Html | None:
+    return _legend({key.plus: "plus", key.minus: "minus"}) if key else None
+
+
 @dataclass(frozen=True)
 class MatrixChart:
     """A square of numbers, one row and column per class.
 
-    text: what a cell says. strength: how strongly it is coloured, -1..1; below 0 in the other hue. detail: what a cell
-    says where the pointer rests.
+    text: what a cell says. strength (C, C): how strongly each is coloured, -1..1; below 0 in the other hue. key: what
+    the hues mean, where there are two.
     """
 
     title: str
     values: Matrix
     names: Sequence[str]
     text: Callable[[float], str]
-    strength: Callable[[float], float]
+    strength: Matrix
     rows: str
     columns: str
+    key: Hues | None = None
 
     @property
     def cell(self) -> int:
@@ -219,9 +233,8 @@ class MatrixChart:
         names = [self._name(index, name, left, top) for index, name in enumerate(self.names)]
         cells = [self._cell(row, column, left, top) for row, column in np.ndindex(*self.values.shape)]
         caption = tag("figcaption", self.title, tag("small", f" rows: {self.rows}; columns: {self.columns}"))
-        return tag(
-            "figure", caption, _svg(round(width), round(height), names, cells, label=self.title), class_="matrix"
-        )
+        drawn = _svg(round(width), round(height), names, cells, label=self.title)
+        return tag("figure", caption, drawn, _hues(self.key), class_="matrix")
 
     def _name(self, index: int, name: str, left: float, top: float) -> Html:
         middle = (index + 0.5) * self.cell
@@ -237,7 +250,7 @@ class MatrixChart:
         side = self.cell - 1
         if math.isnan(value):
             return tag("rect", x=f"{x:.1f}", y=f"{y:.1f}", width=side, height=side, class_="void")
-        strength = min(1.0, max(-1.0, self.strength(value)))
+        strength = float(np.clip(self.strength[row, column], -1, 1))
         hue = "minus" if strength < 0 else "plus"
         title = tag("title", f"{self.names[row]} → {self.names[column]}: {value:.6g}")
         ground = tag(
@@ -258,12 +271,14 @@ class MatrixChart:
 
 @dataclass(frozen=True)
 class StripChart:
-    """A row of coloured cells over time for each name, and the last number; strength as in `MatrixChart`."""
+    """A row of coloured cells over time for each name, and the last number; strength: of a value, as the cells of a
+    `MatrixChart` have, and key as there."""
 
     title: str
     rows: Mapping[str, Series]
     text: Callable[[float], str]
     strength: Callable[[float], float]
+    key: Hues | None = None
     cells: int = 48
     width: int = 560
 
@@ -279,7 +294,7 @@ class StripChart:
             _text(self.width - 52, bottom, f"{max(steps, default=0):g}", anchor="end"),
         )
         drawn = _svg(self.width, height, strips, ends, label=self.title)
-        return tag("figure", tag("figcaption", self.title), drawn, class_="strips")
+        return tag("figure", tag("figcaption", self.title), drawn, _hues(self.key), class_="strips")
 
     def _strip(self, index: int, name: str, left: float) -> Html:
         points = thinned(self.rows[name], self.cells)

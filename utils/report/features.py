@@ -9,7 +9,7 @@ import numpy as np
 
 from utils.diagnostics import Divergence, Plane
 from utils.metrics import Scores
-from utils.report.charts import Cloud, LineChart, MatrixChart, PointMap, StripChart
+from utils.report.charts import Cloud, Hues, LineChart, MatrixChart, PointMap, StripChart
 from utils.report.data import Classes, Look, Missing, Report
 from utils.report.markup import Html, join, significant, table, tag
 from utils.report.parts import missing, named
@@ -126,7 +126,7 @@ def _distance_charts(looks: Mapping[str, Divergence], names: Sequence[str]) -> l
     far = _scale([look.distance for look in looks.values()])
     alike = _scale([look.cosine for look in looks.values()])
     return [
-        MatrixChart(f"{label}: {what}", values, names, text, strength, rows="source", columns="target")
+        MatrixChart(f"{label}: {what}", values, names, text, strength(values), rows="source", columns="target")
         for label, look in looks.items()
         for what, values, text, strength in (
             ("d", look.distance, _short, far),
@@ -135,11 +135,11 @@ def _distance_charts(looks: Mapping[str, Divergence], names: Sequence[str]) -> l
     ]
 
 
-def _scale(matrices: Sequence[Scores]) -> Callable[[float], float]:
+def _scale(matrices: Sequence[Scores]) -> Callable[[Scores], Scores]:
     """From the lowest to the highest entry of all: 0.04..1."""
     stacked = np.stack(matrices)
     low, high = float(np.nanmin(stacked, initial=np.inf)), float(np.nanmax(stacked, initial=-np.inf))
-    return lambda value: 0.04 + 0.96 * (value - low) / (high - low) if high > low else 0.5
+    return lambda values: 0.04 + 0.96 * (values - low) / (high - low) if high > low else np.full_like(values, 0.5)
 
 
 def _short(value: float) -> str:
@@ -179,15 +179,22 @@ def memory(report: Report) -> Html:
     else:
         charts.append(missing("Nothing entered the banks: no loss of this run needs them."))
     if weights:
-        title = "AIM's weight of each thing class (1: as the average class)"
-        charts.append(
-            StripChart(title, weights, lambda value: f"{value:.2f}", lambda value: math.log2(max(value, 0.5))).draw()
-        )
+        key = Hues("above 1: more than the average class", "below 1: less")
+        charts.append(StripChart("AIM's weight of each thing class", weights, _weight, _weight_strength, key).draw())
     else:
         charts.append(missing(f"No weights of AIM: the run has aim = {run.stage.aim!r}, only 'adaptive' has any."))
     accepted = run.series("loss/accepted")
-    chart = LineChart("share of source regions that enter the banks", {run.label: accepted})
+    chart = LineChart("share of source regions that enter the banks", {run.label: accepted}, share=True)
     return join(tag("div", charts, class_="wide"), tag("div", chart.draw(), class_="charts") if accepted else None)
+
+
+def _weight(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def _weight_strength(value: float) -> float:
+    """The full hue at twice, or at half, the average."""
+    return math.log2(max(value, 0.5))
 
 
 def _fraction(value: float) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from utils.diagnostics import PairChange, row_percent
 from utils.metrics import Scores, mean_iou
-from utils.report.charts import LineChart, MatrixChart, StripChart
+from utils.report.charts import Hues, LineChart, MatrixChart, StripChart
 from utils.report.data import Classes, Missing, Report
 from utils.report.features import distances, features, memory
 from utils.report.markup import Child, Html, join, number, page, pairs, significant, table, tag
@@ -203,10 +203,7 @@ def confusions(report: Report) -> Html:
         return join(tag("div", charts[0].draw()), missing(reason))
     change = (row_percent(after) - row_percent(before))[:, :-1]
     assert report.baseline is not None
-    title = f"{report.run.label} minus {report.baseline.label}, in points (more is better on the diagonal alone)"
-    charts.append(
-        MatrixChart(title, change, names, _signed, lambda value: value / 30, rows="truth", columns="prediction")
-    )
+    charts.append(_change_chart(f"{report.run.label} minus {report.baseline.label}, in points", change, names))
     pair_tables = [
         tag("div", tag("h3", heading), _pair_table(pairs_, report.classes))
         for heading, pairs_ in zip(("Improved most", "Worsened most"), report.pairs or ([], []), strict=True)
@@ -221,7 +218,14 @@ OLD_RUN = "no confusion.json in the run's folder; it is written with every valid
 
 
 def _confusion_chart(title: str, shares: Scores, names: Sequence[str]) -> MatrixChart:
-    return MatrixChart(title, shares, names, _whole, lambda value: value / 100, rows="truth", columns="prediction")
+    return MatrixChart(title, shares, names, _whole, shares / 100, rows="truth", columns="prediction")
+
+
+def _change_chart(title: str, change: Scores, names: Sequence[str]) -> MatrixChart:
+    """Coloured by what is better: more on the diagonal, less anywhere else."""
+    better = np.where(np.eye(len(names), dtype=bool), change, -change)
+    key = Hues("better: more on the diagonal, less beside it", "worse: less on the diagonal, more beside it")
+    return MatrixChart(title, change, names, _signed, better / 30, rows="truth", columns="prediction", key=key)
 
 
 def _whole(value: float) -> str:
