@@ -121,6 +121,18 @@ def test_a_matrix_has_a_cell_for_each_number_and_none_for_nan() -> None:
     assert "<script" not in drawn
 
 
+def test_the_rows_of_a_matrix_are_named_beside_what_scrolls() -> None:
+    names = ["a", "longer"]
+    drawn = MatrixChart("m", np.eye(2), names, lambda v: f"{v:.0f}", np.eye(2), rows="r", columns="c").draw()
+    rows, cells = elements(drawn, "svg")
+    assert rows.get("class") == "rows"
+    assert [one.text for one in rows.iter("text")] == names
+    assert rows.get("height") == cells.get("height")
+    tops = {float(one.get("y", 0)) for one in cells.iter("rect")}
+    assert [any(top < float(one.get("y", 0)) - 4 < top + 30 for top in tops) for one in rows.iter("text")] == [True] * 2
+    assert re.search(r"svg\.rows \{ position: sticky; left: 0;", STYLE)
+
+
 def themes() -> dict[str, dict[str, str]]:
     """The style sheet's variables in light and in dark."""
     light, dark = (dict(re.findall(r"--(\w+): (#\w{6})", one)) for one in re.findall(r":root \{(.*?)\}", STYLE, re.S))

@@ -250,6 +250,14 @@ def test_the_page_tells_what_was_run(world: World) -> None:
     assert "base" in [cell for cell, _ in page.tables["Scores"][0]]  # compared with the run that it started from
 
 
+def test_the_pictures_of_a_gallery_carry_their_headings(world: World) -> None:
+    page = Page(world.adapted / "report.html")
+    head, row = page.tables["Examples"][:2]
+    titles = [title for title, _ in head]
+    assert titles == ["", "image", "truth", "base", "adapted", "confidence of adapted"]
+    assert [text for text, _ in row[1:]] == titles[1:]
+
+
 def test_hostile_names_and_paths_stay_text(tmp_path: Path) -> None:
     data = tmp_path / "data"
     write_own(data)

@@ -1,7 +1,8 @@
 """Charts as inline SVG: lines, matrices, strips over time, a map of points. Colours are the style sheet's, so that they
 follow light and dark.
 
-Everything is drawn on a surface of fixed size in CSS pixels, which its box may scroll.
+Everything is drawn on a surface of some size in CSS pixels. On a narrower page lines, strips and maps shrink while they
+stay legible (page.css), then their box scrolls; a matrix keeps its size and scrolls beside its row names.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ _CHARACTER = 6.4  # width of a character of a small label
 _LINE = 14.0  # height of a line of names
 
 
-def _svg(width: float, height: float, *children: Child, label: str) -> Html:
-    drawn = tag(
-        "svg", *children, viewBox=f"0 0 {width:g} {height:g}", width=width, height=height, role="img", aria_label=label
-    )
-    return tag("div", drawn, class_="scroll")
+def _svg(width: float, height: float, *children: Child, **attributes: object) -> Html:
+    return tag("svg", *children, viewBox=f"0 0 {width:g} {height:g}", width=width, height=height, **attributes)
+
+
+def _scrolled(width: float, height: float, *children: Child, label: str) -> Html:
+    return tag("div", _svg(width, height, *children, role="img", aria_label=label), class_="scroll")
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", class_: str = "label", **attributes: object) -> Html:
@@ -127,7 +129,7 @@ class LineChart:
         return tag(
             "figure",
             tag("figcaption", self.title),
-            _svg(self.width, self.height, drawn, label=self.title),
+            _scrolled(self.width, self.height, drawn, label=self.title),
             _legend(looks) if len(looks) > 1 or self.order else None,
         )
 
@@ -223,30 +225,27 @@ class MatrixChart:
         return 30 if len(self.names) <= 12 else 24
 
     def draw(self) -> Html:
-        """The matrix with its names; row names to the left, column names above, turned."""
+        """The matrix with its names: column names above, turned; row names on a surface of their own to the left, which
+        stays in sight where the other is scrolled."""
         longest = max(map(len, self.names))
         left = longest * _CHARACTER + 14
         top = longest * _CHARACTER * 0.72 + 16
-        ends = ((index + 0.5) * self.cell + len(name) * _CHARACTER * 0.75 for index, name in enumerate(self.names))
-        width = left + max(self.cell * len(self.names), *ends) + 4
-        height = top + self.cell * len(self.names) + 4
-        names = [self._name(index, name, left, top) for index, name in enumerate(self.names)]
-        cells = [self._cell(row, column, left, top) for row, column in np.ndindex(*self.values.shape)]
+        middles = [(index + 0.5) * self.cell for index in range(len(self.names))]
+        ends = (middle + len(name) * _CHARACTER * 0.75 for middle, name in zip(middles, self.names, strict=True))
+        width, height = round(max(self.cell * len(self.names), *ends) + 4), round(top + self.cell * len(self.names) + 4)
+        named = list(zip(middles, self.names, strict=True))
+        rows = [_text(left - 6, top + middle + 4, name, anchor="end") for middle, name in named]
+        columns = [_turned(middle, top - 6, name) for middle, name in named]
+        cells = [self._cell(row, column, top) for row, column in np.ndindex(*self.values.shape)]
         caption = tag("figcaption", self.title, tag("small", f" rows: {self.rows}; columns: {self.columns}"))
-        drawn = _svg(round(width), round(height), names, cells, label=self.title)
-        return tag("figure", caption, drawn, _hues(self.key), class_="matrix")
+        label = f"{self.title}, rows: {self.rows}, columns: {self.columns}"
+        drawn = (_svg(round(left), height, rows, class_="rows"), _svg(width, height, columns, cells))
+        box = tag("div", drawn, class_="scroll", role="img", aria_label=label)
+        return tag("figure", caption, box, _hues(self.key), class_="matrix")
 
-    def _name(self, index: int, name: str, left: float, top: float) -> Html:
-        middle = (index + 0.5) * self.cell
-        turn = f"rotate(-45 {left + middle:.1f} {top - 6:.1f})"
-        return join(
-            _text(left - 6, top + middle + 4, name, anchor="end"),
-            _text(left + middle, top - 6, name, transform=turn),
-        )
-
-    def _cell(self, row: int, column: int, left: float, top: float) -> Html:
+    def _cell(self, row: int, column: int, top: float) -> Html:
         value = float(self.values[row, column])
-        x, y = left + column * self.cell, top + row * self.cell
+        x, y = column * self.cell, top + row * self.cell
         side = self.cell - 1
         if math.isnan(value):
             return tag("rect", x=f"{x:.1f}", y=f"{y:.1f}", width=side, height=side, class_="void")
@@ -264,6 +263,10 @@ class MatrixChart:
             fill_opacity=f"{abs(strength):.3f}",
         )
         return join(ground, _text(x + side / 2, y + side / 2 + 4, self.text(value), anchor="middle", class_="cell"))
+
+
+def _turned(x: float, y: float, text: str) -> Html:
+    return _text(x, y, text, transform=f"rotate(-45 {x:.1f} {y:.1f})")
 
 
 # ---- strips ----
@@ -293,7 +296,7 @@ class StripChart:
             _text(left, bottom, f"update {min(steps, default=0):g}"),
             _text(self.width - 52, bottom, f"{max(steps, default=0):g}", anchor="end"),
         )
-        drawn = _svg(self.width, height, strips, ends, label=self.title)
+        drawn = _scrolled(self.width, height, strips, ends, label=self.title)
         return tag("figure", tag("figcaption", self.title), drawn, _hues(self.key), class_="strips")
 
     def _strip(self, index: int, name: str, left: float) -> Html:
@@ -356,8 +359,8 @@ class PointMap:
             for place, category in zip(cloud.places, cloud.category, strict=True)
         ]
         frame = tag("rect", x=0.5, y=0.5, width=self.side - 1, height=self.side - 1, class_="frame")
-        drawn = _svg(self.side, self.side, frame, points, self._links(), self._names(), label=self.title)
-        return tag("figure", tag("figcaption", self.title), drawn)
+        drawn = _scrolled(self.side, self.side, frame, points, self._links(), self._names(), label=self.title)
+        return tag("figure", tag("figcaption", self.title), drawn, class_="map")
 
     def at(self, place: npt.NDArray[np.float64]) -> tuple[float, float]:
         """A place of the plane on the surface."""

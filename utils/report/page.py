@@ -12,7 +12,7 @@ import numpy as np
 from utils.diagnostics import PairChange, row_percent
 from utils.metrics import Scores, mean_iou
 from utils.report.charts import Hues, LineChart, MatrixChart, StripChart
-from utils.report.data import Classes, Missing, Report
+from utils.report.data import Classes, Gallery, Missing, Report
 from utils.report.features import distances, features, memory
 from utils.report.markup import Child, Html, join, number, page, pairs, significant, table, tag
 from utils.report.parts import (
@@ -177,14 +177,19 @@ def examples(report: Report) -> Html:
         class_="note",
     )
     drawn = [
-        join(tag("h3", gallery.title), table(["", *gallery.columns], _gallery_rows(gallery.rows), class_="examples"))
+        join(tag("h3", gallery.title), table(["", *gallery.columns], _gallery_rows(gallery), class_="examples"))
         for gallery in report.galleries
     ]
     return join(legend, confidence, drawn)
 
 
-def _gallery_rows(rows: Sequence[tuple[str, Sequence[Html]]]) -> list[list[Child]]:
-    return [[name.replace("_", "_\u200b"), *pictures] for name, pictures in rows]  # names may break there
+def _gallery_rows(gallery: Gallery) -> list[list[Child]]:
+    """Each picture with its column's heading, for pages too narrow to show the pictures in columns."""
+    headings = [tag("small", column, class_="column") for column in gallery.columns]
+    return [
+        [name.replace("_", "_\u200b"), *map(join, headings, pictures)]  # names may break there
+        for name, pictures in gallery.rows
+    ]
 
 
 # ---- confusions ----
