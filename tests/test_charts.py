@@ -188,21 +188,30 @@ def test_a_map_shows_source_as_circles_and_target_as_triangles() -> None:
     assert len(elements(drawn, "circle", "point")) == 2
     assert len(elements(drawn, "path", "point")) == 1
     assert len(elements(drawn, "line", "link")) == 1  # of class a alone: b has no target
-    assert {one.text for one in elements(drawn, "text", "name")} == {"a", "b"}
+    assert {one.text for one in elements(drawn, "text", "name")} == {"a", "b (source)"}  # where b has its only mark
     assert chart.at(np.array([9.0, 0.0])) == chart.at(np.array([1.0, 0.0]))  # beyond the window: on its edge
 
 
 @given(st.integers(0, 200), st.integers(2, 19))
 @settings(max_examples=40, deadline=None)
-def test_the_names_of_a_map_do_not_touch(seed: int, classes: int) -> None:
-    spots = np.random.default_rng(seed).normal(size=(classes, 2)) * 0.3
-    cloud = Cloud(spots, np.arange(classes), spots)
-    drawn = PointMap("m", cloud, cloud, [f"class {index}" for index in range(classes)], (0.0, 0.0, 1.0)).draw()
+def test_the_names_of_a_map_touch_no_other_and_each_says_whose_it_is(seed: int, classes: int) -> None:
+    spots = np.random.default_rng(seed).normal(size=(2, classes, 2)) * 0.3
+    source, target = (Cloud(one, np.arange(classes), one) for one in spots)
+    chart = PointMap("m", source, target, [f"class {index}" for index in range(classes)], (0.0, 0.0, 1.0))
+    drawn = chart.draw()
     boxes = [
         (float(one.get("x", 0)), float(one.get("y", 0)), len(one.text or "") * 7)
         for one in elements(drawn, "text", "name")
     ]
     for index, (left, y, width) in enumerate(boxes):
+        assert min(left, y - 14) >= 0 <= chart.side - max(left + width, y + 4)
         for other_left, other_y, other_width in boxes[:index]:
             apart = left >= other_left + other_width or other_left >= left + width
             assert apart or abs(y - other_y) >= 13.9
+    marks = np.array([chart.at(spot) for spot in spots.reshape(-1, 2)])
+    led = {(one.get("cx"), one.get("cy")) for one in elements(drawn, "circle", "leader")}
+    for (left, y, width), own in zip(boxes, marks[classes:], strict=True):
+        gaps = np.hypot(*np.maximum(0, np.maximum([left, y - 10.5] - marks, marks - [left + width, y + 3.5])).T)
+        nearest = marks[gaps.argmin()]
+        assert (nearest == own).all() or (f"{own[0]:.1f}", f"{own[1]:.1f}") in led
+    assert len(led) < classes or classes < 4  # lines are for those in a crowd

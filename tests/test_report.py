@@ -250,6 +250,15 @@ def test_the_page_tells_what_was_run(world: World) -> None:
     assert "base" in [cell for cell, _ in page.tables["Scores"][0]]  # compared with the run that it started from
 
 
+def test_the_map_of_features_has_the_colours_of_its_marks(world: World) -> None:
+    source = Page(world.adapted / "report.html").source
+    section = source[source.index('<h2 id="features">') : source.index('<h2 id="distances">')]
+    for category, name in enumerate(NAMES):
+        assert f'<span class="swatch mark k{category}"></span>{name}</span>' in section
+        assert f'class="centroid k{category}"' in section
+        assert f".k{category}{{--k:" in source
+
+
 def test_the_pictures_of_a_gallery_carry_their_headings(world: World) -> None:
     page = Page(world.adapted / "report.html")
     head, row = page.tables["Examples"][:2]

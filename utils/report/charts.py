@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from utils.report.markup import Child, Html, join, tag
+from utils.report.names import placed
 
 Series = Sequence[tuple[float, float]]
 Matrix = npt.NDArray[np.float64]
@@ -25,7 +26,7 @@ COLOURS = 8  # that the style sheet has for lines
 _DOTTED = 30  # points to a line, up to which each has a dot
 _LEFT = 52  # where the lines begin, right of the ticks' labels
 _CHARACTER = 6.4  # width of a character of a small label
-_LINE = 14.0  # height of a line of names
+_NAME_CHARACTER = 7.0  # of a map's names, which are larger
 
 
 def _svg(width: float, height: float, *children: Child, **attributes: object) -> Html:
@@ -338,7 +339,7 @@ class Cloud(NamedTuple):
 @dataclass(frozen=True)
 class PointMap:
     """Regions of both domains in a plane: source circles, target triangles, in the colours of their classes; a line
-    leads from each class's source centroid to its target centroid, where its name stands.
+    leads from each class's source centroid to its target centroid, which bears its name.
 
     window: the middle (x, y) and half the side of what is shown, the same for maps that are compared; what lies beyond
     sits on the border.
@@ -392,29 +393,33 @@ class PointMap:
         return drawn
 
     def _names(self) -> list[Html]:
-        """A name beside each target centroid (source centroid where there is none), moved off those already there."""
-        taken: list[tuple[float, float, float]] = []
-        drawn = []
-        ends = np.where(np.isnan(self.target.centroids), self.source.centroids, self.target.centroids)
-        for category in np.argsort(-ends[:, 1]):
-            if np.isnan(ends[category]).any():
-                continue
-            x, y = self.at(ends[category])
-            width = len(self.names[category]) * 7
-            left = x + 10 if x + 10 + width < self.side else x - 10 - width
-            y = _free(left, y + 4, width, taken)
-            taken.append((left, y, width))
-            drawn.append(_text(left, y, self.names[category], class_="name"))
-        return drawn
+        """A name at each target centroid, or at the source's where the target lacks the class, which it says then. A
+        line leads from a name that stands further off to its mark."""
+        ends = {category: end for category, end in enumerate(self._ends()) if not np.isnan(end).any()}
+        texts = [self._called(category) for category in ends]
+        marks = [self.at(place) for cloud in (self.source, self.target) for place in _known(cloud.centroids)]
+        widths = [len(text) * _NAME_CHARACTER for text in texts]
+        boxes = placed([self.at(end) for end in ends.values()], widths, marks, self.side)
+        drawn = [_text(*box.baseline, text, class_="name") for text, box in zip(texts, boxes, strict=True)]
+        return [*(_leader(*box.line) for box in boxes if box.line), *drawn]
+
+    def _ends(self) -> Matrix:
+        return np.where(np.isnan(self.target.centroids), self.source.centroids, self.target.centroids)
+
+    def _called(self, category: int) -> str:
+        lacking = np.isnan(self.target.centroids[category]).any()
+        return f"{self.names[category]} (source)" if lacking else self.names[category]
 
 
-def _free(left: float, y: float, width: float, taken: Sequence[tuple[float, float, float]]) -> float:
-    """The height closest to `y` at which a label touches none of those that are there."""
-    near = [
-        other_y
-        for other_left, other_y, other_width in taken
-        if left < other_left + other_width + 4 and other_left < left + width + 4
-    ]
-    heights = [y, *(other + side * _LINE for other in near for side in (-1, 1))]
-    free = [height for height in heights if all(abs(height - other) >= _LINE - 0.01 for other in near)]
-    return min(free, key=lambda height: abs(height - y))
+def _known(centroids: Matrix) -> Matrix:
+    """Those of the classes that are not absent."""
+    return centroids[~np.isnan(centroids).any(axis=1)]
+
+
+def _leader(start: tuple[float, float], stop: tuple[float, float]) -> Html:
+    """A thin line that ends in a dot in the middle of a mark."""
+    (x1, y1), (x2, y2) = start, stop
+    return join(
+        tag("line", class_="leader", x1=f"{x1:.1f}", y1=f"{y1:.1f}", x2=f"{x2:.1f}", y2=f"{y2:.1f}"),
+        tag("circle", cx=f"{x2:.1f}", cy=f"{y2:.1f}", r=1.7, class_="leader"),
+    )

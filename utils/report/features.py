@@ -12,7 +12,7 @@ from utils.metrics import Scores
 from utils.report.charts import Cloud, Hues, LineChart, MatrixChart, PointMap, StripChart
 from utils.report.data import Classes, Look, Missing, Report
 from utils.report.markup import Html, join, significant, table, tag
-from utils.report.parts import missing, named
+from utils.report.parts import class_legend, missing, named
 from utils.run_folder import RunRecord
 
 SUMMARY = {  # key of Divergence.summary -> what it says, better when
@@ -49,12 +49,15 @@ def features(report: Report) -> Html:
     note = (
         f"Mean features of stuff regions and instances in {report.images} images of each domain, cut by {cut}, in the "
         "plane of the first two principal components. Circles: source. Triangles: target. Large marks: the means over "
-        "all pixels of a class; the line between them is the gap that adaptation has to close. "
+        "all pixels of a class; the line between them is the gap that adaptation has to close. A name is "
+        "the target mark's that it stands beside, or that a thin line leads to, with a dot at its end; (source): the "
+        "source mark's, where the target shows nothing of the class. "
         + ("One basis for both maps, each network's features centred on their own mean; " if shared else "")
         + f"{explained}. A point beyond the frame sits on its edge."
     )
     lacks = missing(report.baseline_look.reason) if isinstance(report.baseline_look, Missing) else None
-    return join(tag("p", note, class_="note"), tag("div", maps, class_="wide"), lacks)
+    legend = class_legend(report.classes, marks=True)
+    return join(tag("p", note, class_="note"), legend, tag("div", maps, class_="wide"), lacks)
 
 
 def _window(spots: np.ndarray) -> tuple[float, float, float]:

@@ -20,6 +20,7 @@ from utils.report.parts import (
     NO_VALIDATION,
     bar,
     class_colours,
+    class_legend,
     difference,
     duration,
     method,
@@ -167,8 +168,6 @@ def examples(report: Report) -> Html:
     """Images with truth, predictions, confidence and pseudo labels."""
     if isinstance(report.galleries, Missing):
         return missing(report.galleries.reason)
-    names = range(len(report.classes.names))
-    legend = tag("div", (tag("span", named(report.classes, index)) for index in names), class_="legend")
     confidence = tag(
         "p",
         "Confidence: 0",
@@ -180,7 +179,7 @@ def examples(report: Report) -> Html:
         join(tag("h3", gallery.title), table(["", *gallery.columns], _gallery_rows(gallery), class_="examples"))
         for gallery in report.galleries
     ]
-    return join(legend, confidence, drawn)
+    return join(class_legend(report.classes), confidence, drawn)
 
 
 def _gallery_rows(gallery: Gallery) -> list[list[Child]]:

@@ -71,6 +71,15 @@ def named(classes: Classes, index: int) -> Html:
     return join(tag("span", class_="swatch", style=f"background:{colour}"), classes.names[index])
 
 
+def class_legend(classes: Classes, *, marks: bool = False) -> Html:
+    """The classes' colours: those of label maps, or those that a map's marks have of them."""
+    names = [
+        join(tag("span", class_=f"swatch mark k{index}"), name) if marks else named(classes, index)
+        for index, name in enumerate(classes.names)
+    ]
+    return tag("div", (tag("span", name) for name in names), class_="legend")
+
+
 def bar(share: float) -> Html:
     """A bar from the middle to the right for a gain, to the left for a loss; share: -1..1."""
     if math.isnan(share):
