@@ -16,17 +16,18 @@ _BESIDE = 9.0  # pixels between a mark's middle and a name beside it
 _STEP = 12.0  # pixels between the rings of places tried further off
 _DIRECTIONS = tuple((math.cos(turn * math.pi / 8), math.sin(turn * math.pi / 8)) for turn in range(16))
 _MARK = 6.0  # pixels around a mark's middle that a name should leave free
-# What keeps a name from a place, in pixels that it would rather move instead.
-_OUTSIDE, _ON_NAME, _OTHERS, _ON_LINE, _ON_MARK = 1e6, 1e5, 80.0, 60.0, 30.0
+# What keeps a name from a place, in pixels that it would rather move instead; the third: its line is too short to see.
+_OUTSIDE, _ON_NAME, _SHORT, _ON_LINE, _ON_MARK = 1e6, 1e5, 80.0, 60.0, 30.0
 
 
 class Box(NamedTuple):
-    """A name's box; the name belongs to the mark at `spot`."""
+    """A name's box; the name belongs to the mark at `spot`, and a line leads there unless that is plain to see."""
 
     left: float
     top: float
     width: float
     spot: Place
+    led: bool
 
     @property
     def baseline(self) -> Place:
@@ -44,8 +45,8 @@ class Box(NamedTuple):
 
     @property
     def line(self) -> tuple[Place, Place] | None:
-        """From the name to its mark; None for a name beside it."""
-        return (self.nearest(self.spot), self.spot) if self.gap(self.spot) > _BESIDE + 0.01 else None
+        """From the name to its mark, if one leads there."""
+        return (self.nearest(self.spot), self.spot) if self.led else None
 
     def touches(self, other: Box) -> bool:
         """Whether two names would run into each other."""
@@ -79,7 +80,7 @@ def placed(spots: Sequence[Place], widths: Sequence[float], marks: Sequence[Plac
 def _best(spot: Place, width: float, taken: Sequence[Box], marks: Sequence[Place], side: float) -> Box:
     """The place that costs least; the nearest ones are tried first, until going further costs more than is to gain."""
     best, least = None, math.inf
-    for distance, box in _around(spot, width, side):
+    for distance, box in _around(spot, width, marks, side):
         if best is not None and distance >= least:
             break
         cost = distance + _cost(box, taken, marks, side)
@@ -89,14 +90,21 @@ def _best(spot: Place, width: float, taken: Sequence[Box], marks: Sequence[Place
     return best
 
 
-def _around(spot: Place, width: float, side: float) -> Iterator[tuple[float, Box]]:
+def _around(spot: Place, width: float, marks: Sequence[Place], side: float) -> Iterator[tuple[float, Box]]:
     """Boxes around a mark and their distances, those beside it first, to its right before any other."""
     distance = _BESIDE
     while distance < 1.5 * side:
         for x, y in _DIRECTIONS:
             middle = spot[0] + x * distance + _pushed(x, width), spot[1] + y * distance + _pushed(y, HEIGHT)
-            yield distance, Box(middle[0] - width / 2, middle[1] - HEIGHT / 2, width, spot)
+            box = Box(middle[0] - width / 2, middle[1] - HEIGHT / 2, width, spot, led=distance > _BESIDE)
+            yield distance, box._replace(led=box.led or _mistaken(box, marks))
         distance += _STEP
+
+
+def _mistaken(box: Box, marks: Sequence[Place]) -> bool:
+    """Whether a name is as close to another mark as to its own."""
+    own = box.gap(box.spot)
+    return any(box.gap(mark) <= own + 1 for mark in marks if mark != box.spot)
 
 
 def _pushed(share: float, length: float) -> float:
@@ -107,11 +115,10 @@ def _pushed(share: float, length: float) -> float:
 def _cost(box: Box, taken: Sequence[Box], marks: Sequence[Place], side: float) -> float:
     outside = box.left < 2 or box.top < 2 or box.left + box.width > side - 2 or box.top + HEIGHT > side - 2
     others = [mark for mark in marks if mark != box.spot]
-    mistaken = box.line is None and any(box.gap(mark) <= box.gap(box.spot) for mark in others)
     return (
         _OUTSIDE * outside
         + _ON_NAME * any(box.touches(other) for other in taken)
-        + _OTHERS * mistaken
+        + _SHORT * (box.led and box.gap(box.spot) <= _BESIDE)
         + _ON_LINE * sum(box.crosses(other) for other in taken)
         + _ON_MARK * sum(box.gap(mark) < _MARK for mark in others)
     )
