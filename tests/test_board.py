@@ -71,7 +71,8 @@ def test_a_run_shows_matrices_and_what_became_of_confusions(world: Path, tmp_pat
     stage["restore_from"] = str(first)
     second = train(world, tmp_path / "second", step1=stage, run={**run, "tensorboard": True, "diagnostics": True})
     shown = events(second)
-    matrices = {f"divergence_{name}" for name in ("distance", "cosine", "target_distance", "target_cosine")}
+    kinds = ("", "source_", "target_")
+    matrices = {f"divergence_{kind}{what}" for kind in kinds for what in ("distance", "cosine")}
     assert {"confusion", *matrices} <= set(shown.Tags()["images"])
     pictures = shown.Images("confusion")
     assert [picture.step for picture in pictures] == [1, 2]

@@ -64,6 +64,15 @@ def test_divergence_equals_a_naive_loop() -> None:
             assert found.cosine[row, column] == pytest.approx(expected, abs=1e-6)
 
 
+def test_within_a_domain_it_is_the_domain_against_itself() -> None:
+    source, target = regions(0), regions(1, categories=(0, 1, 1, 2, 3, 0))
+    found = Divergence.between(source, target, CLASSES)
+    for name, domain in (("source", source), ("target", target)):
+        itself = Divergence.between(domain, domain, CLASSES)
+        np.testing.assert_array_equal(found.matrices[f"{name}_distance"], itself.distance)
+        np.testing.assert_array_equal(found.matrices[f"{name}_cosine"], itself.cosine)
+
+
 def test_spread_is_the_mean_over_whole_regions_of_a_class() -> None:
     source = regions(2)
     spread = source.spread(source.centroids(CLASSES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
@@ -181,6 +182,24 @@ def test_the_distances_are_those_of_the_json_and_of_the_last_snapshot(world: Wor
     gaps = {row[0][0]: row[4][1] for row in page.tables["Distances"] if len(row) == 7 and row[0][0] in NAMES}
     expected = dict(zip(NAMES, content["divergence"]["gap"], strict=True))
     assert gaps == expected
+
+
+def test_matrices_across_and_within_the_domains_are_those_of_the_json(world: World) -> None:
+    content, page = read(world.adapted / "report.json"), Page(world.adapted / "report.html").source
+    section = page[page.index('<h2 id="distances">') : page.index('<h2 id="memory">')]
+    shown, folded = section.split("<details>")
+    for part, kinds in ((shown, ("",)), (folded, ("source_", "target_"))):
+        drawn = [ET.fromstring(one) for one in re.findall(r'<figure class="matrix">.*?</figure>', part)]
+        expected = [
+            content[look][kind + what]
+            for kind in kinds
+            for look in ("divergence_baseline", "divergence")
+            for what in ("distance", "cosine")
+        ]
+        for figure, matrix in zip(drawn, expected, strict=True):
+            known = [value for row in matrix for value in row if value is not None]
+            said = [float(str(title.text).split(": ")[-1]) for title in figure.iter("title")]
+            assert said == pytest.approx(known, rel=1e-5, abs=1e-12)
 
 
 def test_pseudo_label_scores_equal_a_naive_count(world: World) -> None:

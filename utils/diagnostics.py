@@ -74,12 +74,14 @@ class Divergence:
     """How far classes and domains lie apart.
 
     distance, cosine: (C, C), source centroid of the row's class against target centroid of the column's;
-    target_distance, target_cosine: the same among the target's centroids. spread_source, spread_target (C,):
-    `RegionSet.spread` of each domain.
+    source_distance, source_cosine: the same among the source's centroids, target_distance, target_cosine: among the
+    target's. spread_source, spread_target (C,): `RegionSet.spread` of each domain.
     """
 
     distance: Scores
     cosine: Scores
+    source_distance: Scores
+    source_cosine: Scores
     target_distance: Scores
     target_cosine: Scores
     spread_source: Scores
@@ -92,6 +94,8 @@ class Divergence:
         return cls(
             distance=distances(left, right),
             cosine=cosines(left, right),
+            source_distance=distances(left, left),
+            source_cosine=cosines(left, left),
             target_distance=distances(right, right),
             target_cosine=cosines(right, right),
             spread_source=source.spread(left),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -98,7 +100,7 @@ def distances(report: Report) -> Html:
         divergence_table(looks),
         tag("h3", "Per class"),
         _gap_table(looks, report.classes),
-        tag("div", (chart.draw() for chart in _distance_charts(looks, report.classes.names)), class_="wide"),
+        _matrices(looks, report.classes.names),
         _divergence_curves(report.run),
     )
 
@@ -124,18 +126,41 @@ def _gap_table(looks: Mapping[str, Divergence], classes: Classes) -> Html:
     return table(head, rows)
 
 
-def _distance_charts(looks: Mapping[str, Divergence], names: Sequence[str]) -> list[MatrixChart]:
-    """Both matrices of each network, coloured on the same scales."""
-    far = _scale([look.distance for look in looks.values()])
-    alike = _scale([look.cosine for look in looks.values()])
-    return [
-        MatrixChart(f"{label}: {what}", values, names, text, strength(values), rows="source", columns="target")
-        for label, look in looks.items()
-        for what, values, text, strength in (
-            ("d", look.distance, _short, far),
-            ("cosine, in hundredths", look.cosine, _hundredths, alike),
-        )
-    ]
+class _Kind(NamedTuple):
+    """Matrices between the centroids of two domains: their names in `Divergence`, whose rows and columns they have."""
+
+    distance: str
+    cosine: str
+    rows: str
+    columns: str
+
+
+_ACROSS = _Kind("distance", "cosine", "source", "target")
+_WITHIN = (
+    _Kind("source_distance", "source_cosine", "source", "source"),
+    _Kind("target_distance", "target_cosine", "target", "target"),
+)
+
+
+def _matrices(looks: Mapping[str, Divergence], names: Sequence[str]) -> Html:
+    """Across the domains, and within each where the page is unfolded; all of them coloured on the same scales."""
+    kinds = (_ACROSS, *_WITHIN)
+    far = _scale([getattr(look, kind.distance) for look in looks.values() for kind in kinds])
+    alike = _scale([getattr(look, kind.cosine) for look in looks.values() for kind in kinds])
+
+    def drawn(kind: _Kind) -> Html:
+        charts = []
+        draw = partial(MatrixChart, names=names, rows=kind.rows, columns=kind.columns)
+        for label, look in looks.items():
+            distance, cosine = getattr(look, kind.distance), getattr(look, kind.cosine)
+            charts += [
+                draw(f"{label}: d", distance, text=_short, strength=far(distance)),
+                draw(f"{label}: cosine, in hundredths", cosine, text=_hundredths, strength=alike(cosine)),
+            ]
+        return tag("div", (chart.draw() for chart in charts), class_="wide")
+
+    folded = tag("details", tag("summary", "The same within the source and within the target"), map(drawn, _WITHIN))
+    return join(drawn(_ACROSS), folded)
 
 
 def _scale(matrices: Sequence[Scores]) -> Callable[[Scores], Scores]:
