@@ -163,11 +163,15 @@ def _say_end(config: Config, options: Options, classes: ClassTable, folders: dic
         return
     say(f"{total} predictions in {folders['save']}")
     truth = build.corpus(config, "target", classes).label_folder(config.evaluate.split)
+    if not truth.is_dir():
+        say(f"there are no labels in {truth} to score them with")
+        return
     command = ["compute_iou.py", str(truth), str(folders["save"])]
     if not options.config_path:  # the configuration came with the weights alone
         say(f"next: {' '.join(command)}, with --config and the configuration of the training")
         return
-    say(f"next: {next_command(options, command, flags=(), section='evaluate', hands={})}")
+    hands = {"evaluate.split": config.evaluate.split}
+    say(f"next: {next_command(options, command, flags=(), section='evaluate', hands=hands)}")
 
 
 if __name__ == "__main__":

@@ -278,7 +278,7 @@ def _examine_ids(method: Method, decoding: LabelDecoding, path: str, facts: Labe
         return
     if not method.trust_ids and looks_like_train_ids(decoding, facts.counts):
         tally.suspects.add(_suspect(method, path, facts))
-    if not facts.counts[decoding.lookup < decoding.num_classes].any():
+    if not decoding.knows(facts.counts):
         remedy = "they teach nothing; remove them from the list if there should be labels"
         if pseudo:
             remedy = "none needed: such images take part in the other losses; a lower [pseudo_label] cap keeps more"

@@ -270,6 +270,10 @@ class LabelDecoding:
             self.check_ids(path, np.unique(raw).tolist())
         return labels
 
+    def knows(self, counts: np.ndarray) -> bool:
+        """Whether pixels (256,) per raw id are of any class at all."""
+        return bool(counts[self.lookup < self.num_classes].any())
+
     def check_ids(self, path: Path | str, found: Sequence[int]) -> None:
         """Raise DataError with a remedy when a file's raw ids, in ascending order, are not all in the table."""
         unknown = [value for value in found if value > 255 or self.lookup[value] == _UNKNOWN]

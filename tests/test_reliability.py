@@ -814,3 +814,93 @@ def test_scores_that_are_no_numbers_become_no_labels(
     assert code == 1
     assert "0.png: the network's scores are not numbers; use --precision fp32, or other weights" in errors
     assert not list(folder.glob("*.png"))
+
+
+# ---- what goes with what ----
+
+
+def test_whose_pseudo_labels_these_are_is_said(
+    world: Path,
+    finished: Path,
+    tmp_path: Path,
+    script: Callable[..., tuple[int, str, str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = write_settings(tmp_path / "own.toml", own_settings(world))
+    pseudo = tmp_path / "pseudo"
+    where = ("--config", str(settings), "--restore-from", str(finished), "--save", str(pseudo))
+    assert script("Generate_Pseudo_Label.py", *where)[0] == 0
+    stage = {"num_steps": 1, "save_pred_every": 1, "pseudo_labels": str(pseudo)}
+    said = {}
+    for name, start in (("same", str(finished)), ("other", "random")):
+        folder = train_stage(world, tmp_path / name, "step2", step2={**stage, "restore_from": start})
+        said[name] = capsys.readouterr().out
+        recorded = json.loads((folder / "manifest.json").read_text())["inputs"]["pseudo_labels"]
+        assert recorded["restore_from"] == str(finished / LAST)
+        assert f"pseudo labels: {pseudo}, of {finished / LAST}, sha256 {recorded['sha256'][:12]}" in said[name]
+    note = "note: these pseudo labels are of other weights than the stage starts from"
+    assert note in said["other"]
+    assert note not in said["same"]
+    (pseudo / "thresholds.json").unlink()
+    train_stage(world, tmp_path / "unknown", "step2", step2={**stage, "restore_from": "random"})
+    assert "has no thresholds.json, so what made these pseudo labels is not known" in capsys.readouterr().out
+
+
+def test_weights_of_other_classes_are_refused_and_said(
+    world: Path,
+    finished: Path,
+    tmp_path: Path,
+    script: Callable[..., tuple[int, str, str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    classes = {"names": ["sky", "road", "car", "person"]}
+    settings = write_settings(tmp_path / "own.toml", own_settings(world, classes=classes))
+    for name in ("evaluate_cityscapes.py", "Generate_Pseudo_Label.py"):
+        code, _, errors = script(name, "--config", str(settings), "--restore-from", str(finished))
+        assert code == 2
+        assert "its class 0 is 'road', that of the class table 'sky'; name the configuration" in errors
+    start = {"restore_from": str(finished)}
+    train(world, tmp_path / "run", classes=classes, step1={**start, "num_steps": 1})
+    assert "its class 0 is 'road', that of the class table 'sky'; a head of the same size" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("letter", "title"), [("s", "source train"), ("v", "target val")])
+def test_labels_that_are_all_ignored_end_a_training_before_it_begins(
+    world: Path, tmp_path: Path, letter: str, title: str
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(world, data)
+    for path in (data / "labels").glob(f"{letter}*.png"):
+        save_png(path, np.full((48, 64), 255, dtype=np.uint8))
+    with pytest.raises(DataError, match=f"{title}: labels without a labelled pixel .*correct ids and ignore"):
+        train(data, tmp_path / "run")
+
+
+def test_a_stage_that_is_not_there_yet_names_its_script(world: Path, finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "step1").mkdir()
+    (tmp_path / "step1" / LAST).write_bytes((finished / LAST).read_bytes())
+    with pytest.raises(WeightsError, match=rf"or take stage 1: --restore-from {tmp_path / 'step1'}, or name a file"):
+        build.last_checkpoint(str(tmp_path / "step2"))
+    with pytest.raises(WeightsError, match=r"first run python train_step2\.py --config configs/streets\.toml, or name"):
+        build.last_checkpoint("runs/streets/step2")
+
+
+def test_the_split_travels_along_the_chain(
+    world: Path, tmp_path: Path, script: Callable[..., tuple[int, str, str]]
+) -> None:
+    """Each script prints the next command; one that forgot `--set` would go on with other images."""
+    (world / "few.txt").write_text("t0.png\nt1.png\n")
+    stage = {"num_steps": 1, "save_pred_every": 1, "restore_from": "random"}
+    made = own_settings(world, step1=stage, step2=stage)
+    made["target"]["test_list"] = "few.txt"
+    settings = str(write_settings(tmp_path / "own.toml", made))
+    run, pseudo = str(tmp_path / "run"), str(tmp_path / "pseudo")
+    code, output, errors = script("train_step1.py", "--config", settings, "--set", "test", "--snapshot-dir", run)
+    assert code == 0, errors
+    assert "Generate_Pseudo_Label.py" in output.splitlines()[-1]
+    assert "--set test" in output.splitlines()[-1]
+    where = ("--config", settings, "--restore-from", run, "--save", pseudo)
+    code, output, errors = script("Generate_Pseudo_Label.py", *where, "--set", "test")
+    assert code == 0, errors
+    assert "--set test" in output.splitlines()[-1]
+    assert "--set" not in script("Generate_Pseudo_Label.py", *where)[1].splitlines()[-1]

@@ -17,7 +17,7 @@ import torch
 
 from dataset.cache import ImageCache
 from dataset.corpora import Corpus, DataError, Sample, flat_names, with_pseudo_labels
-from dataset.doctor import PROBLEM, Finding, Findings, Method, examine, listed_pair
+from dataset.doctor import PROBLEM, PSEUDO_LABEL, Finding, Findings, Method, examine, listed_pair
 from dataset.doctor import Pair as FilePair
 from dataset.doctor_sets import shared, train_id_suspicion
 from dataset.labels import IGNORE, ClassTable, LabelDecoding, load_class_table, train_id_decoding
@@ -311,6 +311,9 @@ def _labelled_method(config: Config, title: str, domain: str, decoding: LabelDec
 def _probe(method: Method, dataset: SegmentationDataset, *, most: int = 8) -> Iterator[Finding]:
     """What is wrong with at most `most` of the samples, evenly spread from the first to the last."""
     tally = examine(method, list(map(listed_pair, evenly(dataset.samples, most))))
+    if tally.labels and method.what != PSEUDO_LABEL and method.decoding and not method.decoding.knows(tally.counts):
+        remedy, looked_at = f"correct ids and ignore of {method.table}", f"all {tally.labels} that were looked at"
+        yield Finding(PROBLEM, method.title, "labels without a labelled pixel", remedy, looked_at)
     yield from tally.findings
     yield from train_id_suspicion(tally, tolerated=TOLERATED)
 
@@ -452,7 +455,11 @@ def network_and_report(
         invertible_norms=settings.inplace_abn,
         feature_strides=settings.feature_strides,
     )
-    report = initial_weights(network, str(last_checkpoint(restore_from)), download=settings.download)
+    start = str(last_checkpoint(restore_from))
+    report = initial_weights(network, start, download=settings.download)
+    other = _other_class(read_record(start), classes) if start not in HUBS else ""
+    if other:
+        say(f"note: {start}: {other}; a head of the same size is taken over all the same")
     if settings.freeze_backbone:
         network.freeze_backbone()
     if settings.inplace_abn:
@@ -475,8 +482,20 @@ def trained_network(
             f"{weights.path} predicts {network.num_classes} classes, the class table has {classes.num_classes}; "
             "name the configuration that it was trained with: --config"
         )
+    other = _other_class(weights.meta, classes)
+    if other:
+        raise WeightsError(f"{weights.path}: {other}; name the configuration that it was trained with: --config")
     report = load_network(network, weights, purpose="full")
     return _place(network, device).eval(), weights, report
+
+
+def _other_class(meta: Mapping[str, Any], classes: ClassTable) -> str:
+    """What the first class is called that weights know under another name; "" where there is none, or no record."""
+    recorded = meta.get("classes", {}).get("names", classes.names)
+    for number, (theirs, ours) in enumerate(zip(recorded, classes.names, strict=False)):
+        if theirs != ours:
+            return f"its class {number} is {theirs!r}, that of the class table {ours!r}"
+    return ""
 
 
 def worker_count(config: Config) -> int:
@@ -630,13 +649,22 @@ def last_checkpoint(restore_from: str) -> Path | str:
     if restore_from in HUBS or path.is_file():
         return restore_from
     if not (path / "last.pt").is_file():
-        recipe = Path("configs") / f"{path.parent.name}.toml"
-        before = f"python train_step1.py --config {recipe}" if recipe.is_file() else "the script that comes before it"
         raise WeightsError(
-            f"{restore_from}: neither a weights file nor the folder of a run (no last.pt in it); first run {before}, "
+            f"{restore_from}: neither a weights file nor the folder of a run (no last.pt in it); {_remedy(path)}, "
             f"or name a file, or one of {', '.join(HUBS)} where training starts"
         )
     return path / "last.pt"
+
+
+def _remedy(run: Path) -> str:
+    """How a run comes to be that is not there; where stage 1 is, its run may be what was meant."""
+    recipe = Path("configs") / f"{run.parent.name}.toml"
+    script = "train_step2.py" if run.name == "step2" else "train_step1.py"
+    first = f"first run python {script} --config {recipe}" if recipe.is_file() else "first run the script before it"
+    stage1 = run.with_name("step1")
+    if script == "train_step2.py" and (stage1 / "last.pt").is_file():
+        return f"{first}, or take stage 1: --restore-from {stage1}"
+    return first
 
 
 def normalizer(network: SegmentationNetwork, config: Config, weights: Weights | None = None) -> Normalize:

@@ -44,7 +44,7 @@ from utils.log import RunLog, say, write_json, write_manifest
 from utils.metrics import ConfusionMatrix, Counts, iou_array
 from utils.report.write import report_at_end
 from utils.resume import changes, refusals
-from utils.run_folder import CONFUSION, last_confusion
+from utils.run_folder import CONFUSION, last_confusion, read_json
 from utils.runtime import compile_network, peak_memory_mb, pick_device, seed_everything, tune_kernels
 from utils.snapshots import disk_use, drop_old, snapshots
 from utils.tables import format_table
@@ -101,7 +101,11 @@ def _train(config: Config, options: Options, section: str) -> dict[str, Any]:
         classes=classes,
         normalize=normalize,
         validation=validation,
-        inputs=_inputs(report, source, target) | {"translation": _translation(config, stage, source)},
+        inputs={
+            **_inputs(report, source, target),
+            "translation": _translation(config, stage, source),
+            "pseudo_labels": _pseudo_labels(stage),
+        },
         diagnosis=diagnosis,
         before=last_confusion(stage.restore_from, classes.names),
     )
@@ -197,6 +201,8 @@ class TrainingRun:
             say(line)
         say(f"source: {_summary(self.inputs['source'])}, {self.inputs['translation']}")
         say(f"target: {_summary(self.inputs['target'])}")
+        for line in _origin_lines(self.stage, self.inputs["pseudo_labels"], report):
+            say(line)
         method = self.state.method
         disk = disk_use(self.folder, self.stage, method.network, method.discriminator, method)
         say(f"run folder: {self.folder}; {disk}")
@@ -418,6 +424,27 @@ def _inputs(report: Report, source: SegmentationDataset, target: SegmentationDat
     return {"weights": list(report.lines), **described}
 
 
+def _pseudo_labels(stage: Stage) -> dict[str, Any] | None:
+    """What the pseudo labels were made with, None where none are read; empty where their folder does not say."""
+    if not build.wants_pseudo_labels(stage):
+        return None
+    record = read_json(Path(stage.pseudo_labels) / "thresholds.json")
+    return {key: record[key] for key in ("restore_from", "sha256") if key in record}
+
+
+def _origin_lines(stage: Stage, made_with: dict[str, Any] | None, report: Report) -> Iterator[str]:
+    """Whose pseudo labels are learnt from, and a note where that is not the network that the stage starts from."""
+    if made_with is None:
+        return
+    if not made_with:
+        yield f"note: {stage.pseudo_labels} has no thresholds.json, so what made these pseudo labels is not known"
+        return
+    digest = made_with["sha256"][:12]
+    yield f"pseudo labels: {stage.pseudo_labels}, of {made_with['restore_from']}, sha256 {digest}"
+    if not any(digest in line for line in report.lines):
+        yield "note: these pseudo labels are of other weights than the stage starts from"
+
+
 def _translation(config: Config, stage: Stage, source: SegmentationDataset) -> str:
     """How source images come to the network."""
     if source.translate is None:
@@ -461,4 +488,6 @@ def _next(section: str, options: Options, stage: Stage) -> str:
     """The command that comes after a stage, with what it cannot guess."""
     script, following = NEXT[section]
     hands = {f"{following}.restore_from": stage.snapshot_dir}
+    if following == "pseudo_label":
+        hands["pseudo_label.split"] = stage.split
     return next_command(options, [script], flags=PREDICTION, section=following, hands=hands)
