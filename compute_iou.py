@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.corpora import Corpus, DataError, require_finished
-from dataset.labels import LabelDecoding, train_id_decoding
+from dataset.corpora import UNFINISHED, Corpus, DataError, require_finished
+from dataset.labels import LabelDecoding, UnknownIdsError, train_id_decoding
 from utils import build, tables
 from utils.background import in_background
 from utils.config import Parser
@@ -54,7 +54,8 @@ def score(
     evaluation: Evaluation, truth: Path, predictions: Path, *, corpus: Corpus, split: str, workers: int = 0
 ) -> None:
     """Score all pairs, by so many threads. Raises DataError naming a prediction that is missing or of another size."""
-    require_finished(predictions, "evaluate_cityscapes.py")
+    for folder in sorted({predictions, *(mark.parent for mark in predictions.rglob(UNFINISHED))}):
+        require_finished(folder, "evaluate_cityscapes.py")
     found = _predictions(predictions, corpus)
     pairs = []
     for path in corpus.truths(split, truth):
@@ -82,10 +83,17 @@ def read_pair(
     prediction: Path, truth: Path, prediction_decoding: LabelDecoding, truth_decoding: LabelDecoding
 ) -> tuple[np.ndarray, np.ndarray]:
     """The train ids (H, W) of a prediction and of its truth. Raises DataError when their sizes differ."""
-    predicted, expected = prediction_decoding.decode(prediction), truth_decoding.decode(truth)
+    try:
+        predicted = prediction_decoding.decode(prediction)
+    except UnknownIdsError as error:
+        raise DataError(f"{error.found}; predictions are train ids: those of --save, not of --label-ids") from None
+    expected = truth_decoding.decode(truth)
     if expected.shape != predicted.shape:
         sizes = [f"{array.shape[1]}x{array.shape[0]}" for array in (predicted, expected)]
-        raise DataError(f"{prediction} is {sizes[0]}, its truth {truth} is {sizes[1]}; predict at full size")
+        raise DataError(
+            f"{prediction} is {sizes[0]}, its truth {truth} is {sizes[1]}; where labels are smaller than images, "
+            "evaluate_cityscapes.py --in-memory scores them"
+        )
     return predicted, expected
 
 

@@ -164,6 +164,17 @@ def _label_ids(table: Table, num_classes: int) -> tuple[int, ...] | None:
 # ---- label decoding ----
 
 
+class UnknownIdsError(DataError):
+    """A label file holds ids that no class has. found: what it holds; the remedy follows in the message."""
+
+    def __init__(self, found: str, remedy: str) -> None:
+        super().__init__(found, remedy)  # both, for what goes from process to process
+        self.found, self.remedy = found, remedy
+
+    def __str__(self) -> str:
+        return f"{self.found}; {self.remedy}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class LabelDecoding:
     """How one corpus' label files become train ids.
@@ -275,7 +286,7 @@ class LabelDecoding:
         return bool(counts[self.lookup < self.num_classes].any())
 
     def check_ids(self, path: Path | str, found: Sequence[int]) -> None:
-        """Raise DataError with a remedy when a file's raw ids, in ascending order, are not all in the table."""
+        """Raise UnknownIdsError with a remedy when a file's raw ids, in ascending order, are not all in the table."""
         unknown = [value for value in found if value > 255 or self.lookup[value] == _UNKNOWN]
         if not unknown:
             return
@@ -285,7 +296,7 @@ class LabelDecoding:
             remedy = "is this another corpus' label file? Map such ids in ids or list them in ignore"
         else:
             remedy = f"the classes are 0..{self.num_classes - 1}; map raw ids in ids or list them in ignore"
-        raise DataError(f"{path}: unknown label ids {_few(unknown)} (found {_few(found)}); {remedy}")
+        raise UnknownIdsError(f"{path}: unknown label ids {_few(unknown)} (found {_few(found)})", remedy)
 
 
 def train_id_decoding(num_classes: int) -> LabelDecoding:

@@ -370,7 +370,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             workers=args.workers,
             progress=True,
         )
-    except DataError as error:
+    except (DataError, FileExistsError, NotADirectoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -904,3 +904,75 @@ def test_the_split_travels_along_the_chain(
     assert code == 0, errors
     assert "--set test" in output.splitlines()[-1]
     assert "--set" not in script("Generate_Pseudo_Label.py", *where)[1].splitlines()[-1]
+
+
+def test_official_ids_are_no_predictions(
+    world: Path, tmp_path: Path, script: Callable[..., tuple[int, str, str]]
+) -> None:
+    settings = write_settings(tmp_path / "own.toml", own_settings(world))
+    for name in ("v0", "v1"):
+        save_png(tmp_path / "ids" / "below" / f"{name}.png", np.full((48, 64), 26, dtype=np.uint8))
+    command = ("compute_iou.py", "--config", str(settings), str(world / "labels"), str(tmp_path / "ids"))
+    code, _, errors = script(*command)
+    assert code == 2
+    assert "unknown label ids 26 (found 26); predictions are train ids: those of --save, not of --label-ids" in errors
+    (tmp_path / "ids" / "below" / MARK).write_text("{}")
+    code, _, errors = script(*command)
+    assert code == 2
+    assert f"{tmp_path / 'ids' / 'below'}: unfinished" in errors
+
+
+def test_a_training_can_do_without_any_label_of_the_target(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(world, data)
+    for path in (data / "labels").glob("[tv]*.png"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"missing.*; to train without validation: --override run\.validate=false"):
+        train(data, tmp_path / "run")
+    folder = train(data, tmp_path / "run", "--override", "run.validate=false")
+    assert "note: [run] validate = false, so there is no validation" in capsys.readouterr().out
+    assert not (folder / "best.pth").exists()
+
+
+def test_images_of_one_name_in_two_folders_are_scored_but_not_written(
+    world: Path, finished: Path, tmp_path: Path, script: Callable[..., tuple[int, str, str]]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(world, data)
+    for kind in ("images", "labels"):
+        for folder, name in (("a", "v0.png"), ("b", "v1.png")):
+            (data / kind / folder).mkdir()
+            (data / kind / name).rename(data / kind / folder / "0.png")
+    (data / "val.txt").write_text("a/0.png\nb/0.png\n")
+    settings = write_settings(tmp_path / "own.toml", own_settings(data))
+    command = ("evaluate_cityscapes.py", "--config", str(settings), "--restore-from", str(finished))
+    assert script(*command, "--in-memory")[0] == 0
+    code, _, errors = script(*command, "--save", str(tmp_path / "out"))
+    assert code == 2
+    assert "share the prediction 0.png" in errors
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (FileExistsError(errno.EEXIST, "File exists", "run"), "run: a file is there, where a folder should be"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), "a/b: a file is there, where a folder should be"),
+        (
+            IsADirectoryError(errno.EISDIR, "Is a directory", "x.tmp", None, "out"),
+            "out: a folder is there",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "run"), "run: Permission denied"),
+    ],
+)
+def test_places_where_nothing_can_be_written_are_named(
+    error: OSError, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(_: object) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        launch(main, MISTAKES)
+    assert stop.value.code == 2
+    assert line in capsys.readouterr().err

@@ -379,11 +379,15 @@ def wants_pseudo_labels(stage: Stage) -> bool:
     return stage.weights.pseudo != 0 or stage.label_map == "merged"
 
 
-def prediction_loader(config: Config, split: str, classes: ClassTable, *, labelled: bool) -> BatchLoader:
-    """Target images of a split at input size with their labels at native size, in order; file names are unique."""
+def prediction_loader(
+    config: Config, split: str, classes: ClassTable, *, labelled: bool, flat: bool = False
+) -> BatchLoader:
+    """Target images of a split at input size with their labels at native size, in order. flat: file names are unique,
+    since all predictions go to one folder."""
     data = corpus(config, "target", classes)
     samples = samples_of(data, split, labelled=labelled)
-    flat_names(samples)
+    if flat:
+        flat_names(samples)
     dataset = SegmentationDataset(
         samples,
         decoding=data.decoding if labelled else None,
@@ -405,12 +409,16 @@ def has_validation(data: Corpus) -> bool:
 
 
 def validation_loader(config: Config, classes: ClassTable) -> BatchLoader | None:
-    """Labelled target validation images; None, said aloud, for data of one's own without a validation list."""
-    data = corpus(config, "target", classes)
-    if not has_validation(data):
-        say("note: [target] names no val_list, so there is no validation and no best checkpoint")
+    """Labelled target validation images; None, said aloud, where there are to be none."""
+    listed = has_validation(corpus(config, "target", classes))
+    if not (listed and config.run.validate):
+        reason = "[run] validate = false" if listed else "[target] names no val_list"
+        say(f"note: {reason}, so there is no validation and no best checkpoint")
         return None
-    return prediction_loader(config, "val", classes, labelled=True)
+    try:
+        return prediction_loader(config, "val", classes, labelled=True)
+    except DataError as error:
+        raise DataError(f"{error}; to train without validation: --override run.validate=false") from None
 
 
 def training_pairs(
@@ -572,8 +580,9 @@ def prediction_run(
     """
     say_notes(config, options)
     classes = class_table(config, options.arguments)
-    loader = prediction_loader(config, split, classes, labelled=labelled)
-    _keep_out_of_data(config, classes, split, loader.images.samples, outputs)
+    folders = list(outputs)
+    loader = prediction_loader(config, split, classes, labelled=labelled, flat=bool(folders))
+    _keep_out_of_data(config, classes, split, loader.images.samples, folders)
     if labelled:
         labels = [sample.label for sample in loader.images.samples if sample.label is not None]
         refuse_train_ids(corpus(config, "target", classes), labels)

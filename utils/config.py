@@ -64,7 +64,8 @@ class Run:
     make the network's kernels in training. deterministic: the same kernels in the same order whenever it runs again.
     nonfinite, bad_files: what becomes of an update with a number that is none, and of a training image or label that
     cannot be read, `error` or `skip` (docs/reliability.md). report: end a training with `report.html`; diagnostics:
-    measure at every snapshot how far classes and domains lie apart (docs/report.md)."""
+    measure at every snapshot how far classes and domains lie apart (docs/report.md); validate: score every snapshot on
+    target val, whose labels nothing else in a training reads."""
 
     seed: int = 1234
     device: str = "auto"
@@ -81,6 +82,7 @@ class Run:
     bad_files: str = "error"
     report: bool = True
     diagnostics: bool = False
+    validate: bool = True
 
 
 @dataclass(frozen=True)

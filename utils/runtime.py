@@ -134,7 +134,7 @@ def launch(main: Callable[[Sequence[str] | None], None], mistakes: tuple[type[Ex
         try:
             main(None)
         except mistakes as error:
-            _leave(2, str(error))
+            _leave(2, _in_the_way(error) if isinstance(error, OSError) else str(error))
         except NonFiniteError as error:
             _leave(1, str(error))
         except torch.OutOfMemoryError as error:
@@ -146,6 +146,18 @@ def launch(main: Callable[[Sequence[str] | None], None], mistakes: tuple[type[Ex
             if error.errno not in FULL:
                 raise
             _leave(2, f"{error.filename or 'a file'} cannot be written: {error.strerror}; make room and start again")
+
+
+def _in_the_way(error: OSError) -> str:
+    """What is wrong with a place that something was to be written to, or read from."""
+    place = error.filename2 or error.filename
+    if place is None:
+        return str(error)
+    if isinstance(error, IsADirectoryError):
+        return f"{place}: a folder is there, where a file should be"
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        return f"{place}: a file is there, where a folder should be ({error.strerror})"
+    return f"{place}: {error.strerror}"
 
 
 def _nobody_reads() -> bool:
