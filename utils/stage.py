@@ -272,8 +272,11 @@ class TrainingRun:
             yield
         except DataError:
             if self.state.step > self.guard.saved_step:
+                validating = self.snapshot_is_due
                 self._save()
-                say(f"saved after update {self.state.step}; once that is mended: {self._to_go_on}")
+                # Training goes on with files of the sizes that it began with; a bad one may have begun with its own.
+                otherwise = "" if validating else "; or, without mending it, with --override run.bad_files=skip"
+                say(f"saved after update {self.state.step}; once that is mended: {self._to_go_on}{otherwise}")
             raise
 
     def finish(self) -> dict[str, Any]:
