@@ -116,8 +116,8 @@ def _rungs(names: str) -> list[Rung]:
 def _metric(name: str, recipe: Recipe) -> str:
     """`miou` or a class. Raises ConfigError for another name, and for a target without validation images."""
     classes = build.class_table(recipe.config)
-    if not build.has_validation(build.corpus(recipe.config, "target", classes)):
-        raise ConfigError(f"{recipe.path}: [target] names no val_list, so no rung could be compared with another")
+    if not build.validates(recipe.config, classes):
+        raise ConfigError(f"{recipe.path}: [target] names no val_list, or [run] validate = false: nothing to compare")
     if name != "miou" and name not in classes.names:
         raise ConfigError(f"--metric: there is no class {name!r}{nearest(name, classes.names)}")
     return name

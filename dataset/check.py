@@ -129,9 +129,9 @@ def examined_sets(config: Config, classes: ClassTable, *, decode: bool) -> tuple
             decoding = train_id_decoding(classes.num_classes) if folder else None
             method = build.target_method(config, _training_title(split, folder, named), decoding, decode=decode)
             sets.append(DataSet(method=method, corpus=target, split=split, pseudo_labels=folder))
-    if build.has_validation(target):
+    if build.validates(config, classes):
         sets.append(_split("target", target, "val", decode, labelled=True, held_out=True))
-    else:
+    elif config.run.validate:
         remedy = "set val_list of [target] to validate, and for a best checkpoint"
         notes.append(Finding(NOTE, "target val", "set that is not named", remedy, "no validation"))
     if config.evaluate.split not in ("val", *folders):

@@ -39,10 +39,12 @@ from utils.checkpoint import LAST, PREVIOUS, CheckpointError, load_last, load_st
 from utils.config import ConfigError
 from utils.files import atomic_write
 from utils.flags import TRAINING, parse
+from utils.inspection import Diagnosis
 from utils.lock import LOCK, FolderInUseError, only_one
 from utils.log import RunLog, write_json
 from utils.nonfinite import MOST_IN_A_ROW, NonFiniteError, Watch
 from utils.outputs import MARK, unfinished
+from utils.run_folder import read_run
 from utils.runtime import launch
 from utils.stage import run_stage
 
@@ -233,7 +235,7 @@ def test_only_the_latest_snapshots_stay(world: Path, tmp_path: Path) -> None:
     assert {"best.pth", "last.pt", "previous.pt", "A_best_of_all.pth"} <= names
 
 
-@pytest.mark.parametrize("left", ["previous.pt", "manifest.json", "best.pth", "source_12.pth"])
+@pytest.mark.parametrize("left", ["previous.pt", "manifest.json"])
 def test_what_a_run_left_is_not_overwritten(world: Path, tmp_path: Path, left: str) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / left).write_text("precious")
@@ -242,6 +244,17 @@ def test_what_a_run_left_is_not_overwritten(world: Path, tmp_path: Path, left: s
     assert [path.name for path in (tmp_path / "run").iterdir() if path.name != LOCK] == [left]
     with pytest.raises(ConfigError, match=r"--continue-train: there is no .*last\.pt to go on from$"):
         train(world, tmp_path / "run", "--continue-train")
+
+
+def test_a_run_that_failed_in_its_first_snapshot_begins_again(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("utils.stage.save_last", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space")))
+        with pytest.raises(OSError, match="No space"):
+            train(world, tmp_path / "run")
+    assert (tmp_path / "run" / "source_1.pth").exists()
+    assert state_of(train(world, tmp_path / "run"))["step"] == 2
 
 
 def test_the_state_before_the_last_is_named_where_the_last_is_gone(finished: Path, tmp_path: Path) -> None:
@@ -270,18 +283,34 @@ def test_a_configuration_of_ones_own_is_not_overwritten(world: Path, tmp_path: P
 
 def test_a_run_that_goes_on_keeps_its_start(world: Path, finished: Path, tmp_path: Path) -> None:
     folder = copy(finished, tmp_path / "run")
-    with pytest.raises(CheckpointError, match=r"keeps its start, restore_from: random -> w\.pth"):
+    with pytest.raises(CheckpointError, match=r"keeps its start, restore_from: random -> .*w\.pth"):
         train(world, folder, "--continue-train", step1={"restore_from": "w.pth"})
 
 
-@pytest.mark.parametrize("spoiled", ["validation", "training"])
-def test_a_bad_file_costs_no_update(world: Path, tmp_path: Path, spoiled: str) -> None:
+def test_the_start_may_be_spelled_in_another_way(
+    world: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    copy(finished, tmp_path / "start")
+    spelled = ["start", "./start/", str(tmp_path / "start")]
+    for stop, start in enumerate(spelled, start=1):
+        flags = ["--continue-train"] * (stop > 1)
+        train(world, tmp_path / "run", *flags, step1={"num_steps": 3, "num_steps_stop": stop, "restore_from": start})
+
+
+@pytest.mark.parametrize("spoiled", ["validation", "training", "diagnosis"])
+def test_a_bad_file_costs_no_update(
+    world: Path, tmp_path: Path, spoiled: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Once it is mended, the run ends as if there had been nothing."""
     data = tmp_path / "data"
     shutil.copytree(world, data)
     stage = {"num_steps": 4, "save_pred_every": 2, "batch_size": 1}
-    whole = train(data, tmp_path / "whole", step1=stage)
-    path = data / "labels" / "v1.png" if spoiled == "validation" else data / "images" / "s3.png"
+    run = {"diagnostics": spoiled == "diagnosis"}
+    whole = train(data, tmp_path / "whole", step1=stage, run=run)
+    path = {"validation": data / "labels" / "v1.png", "training": data / "images" / "s3.png"}.get(
+        spoiled, data / "images" / "s4.png"
+    )
     sound = path.read_bytes()
 
     def spoil(*_: object, **__: object) -> None:
@@ -290,13 +319,19 @@ def test_a_bad_file_costs_no_update(world: Path, tmp_path: Path, spoiled: str) -
         else:
             path.write_bytes(b"\0" * len(sound))  # files of another size are another data set
 
+    def unreadable(_: object) -> None:
+        raise DataError(f"{path.name}: not a readable image")
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "check_data", spoil)
+        patch.setattr(build, "check_data", spoil if spoiled != "diagnosis" else lambda *_, **__: None)
+        if spoiled == "diagnosis":
+            patch.setattr(Diagnosis, "measure", unreadable)
         with pytest.raises(DataError, match=path.name):
-            train(data, tmp_path / "run", step1=stage)
+            train(data, tmp_path / "run", step1=stage, run=run)
+    assert "--continue-train" in capsys.readouterr().out.splitlines()[-1]
     path.write_bytes(sound)
     assert 0 < load_last(tmp_path / "run")["step"] < 4
-    train(data, tmp_path / "run", "--continue-train", step1=stage)
+    train(data, tmp_path / "run", "--continue-train", step1=stage, run=run)
     assert differences(state_of(whole), state_of(tmp_path / "run")) == []
     assert (whole / "log.jsonl").read_text() == (tmp_path / "run" / "log.jsonl").read_text()
 
@@ -864,6 +899,44 @@ def test_weights_of_other_classes_are_refused_and_said(
     assert "its class 0 is 'road', that of the class table 'sky'; a head of the same size" in capsys.readouterr().out
 
 
+def test_few_labels_among_many_are_enough(world: Path, tmp_path: Path) -> None:
+    """None of those that are looked at first has a labelled pixel."""
+    data = tmp_path / "data"
+    shutil.copytree(world, data)
+    names = [f"s{index}.png" for index in range(20)]
+    for name in names:
+        save_png(data / "labels" / name, np.full((48, 64), 0 if name == "s1.png" else 255, dtype=np.uint8))
+        shutil.copyfile(data / "images" / "s0.png", data / "images" / name) if name != "s0.png" else None
+    (data / "source.txt").write_text("\n".join(names) + "\n")
+    assert train(data, tmp_path / "run").is_dir()
+    save_png(data / "labels" / "s1.png", np.full((48, 64), 255, dtype=np.uint8))
+    with pytest.raises(DataError, match="labels without a labelled pixel, all of them"):
+        train(data, tmp_path / "skipping", run={"bad_files": "skip"})
+
+
+def test_a_score_is_that_of_the_checkpoint_it_stands_by(world: Path, finished: Path, tmp_path: Path) -> None:
+    folder = copy(finished, tmp_path / "run")
+    assert json.loads((folder / "manifest.json").read_text())["result"]["last"]["step"] == 1
+    train(world, folder, "--continue-train", "--override", "run.validate=false")
+    result = json.loads((folder / "manifest.json").read_text())["result"]
+    assert (result["steps"], result["last"]) == (2, None)
+    assert not read_run(folder).last
+
+
+def test_diagnostics_do_without_target_labels(world: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(world, data)
+    for path in (data / "labels").glob("[tv]*.png"):
+        path.unlink()
+    train(data, tmp_path / "run", run={"diagnostics": True, "validate": False})
+
+
+def test_a_record_of_other_origin_may_be_anything(world: Path, finished: Path, tmp_path: Path) -> None:
+    state = torch.load(finished / "source_1.pth", weights_only=True)
+    torch.save({"state_dict": state, "meta": {"classes": ["a", "b"]}}, tmp_path / "x.pth")
+    train(world, tmp_path / "run", step1={"restore_from": str(tmp_path / "x.pth")})
+
+
 @pytest.mark.parametrize(("letter", "title"), [("s", "source train"), ("v", "target val")])
 def test_labels_that_are_all_ignored_end_a_training_before_it_begins(
     world: Path, tmp_path: Path, letter: str, title: str
@@ -872,7 +945,9 @@ def test_labels_that_are_all_ignored_end_a_training_before_it_begins(
     shutil.copytree(world, data)
     for path in (data / "labels").glob(f"{letter}*.png"):
         save_png(path, np.full((48, 64), 255, dtype=np.uint8))
-    with pytest.raises(DataError, match=f"{title}: labels without a labelled pixel .*correct ids and ignore"):
+    with pytest.raises(
+        DataError, match=f"{title}: labels without a labelled pixel, all of them.*correct ids and ignore"
+    ):
         train(data, tmp_path / "run")
 
 

@@ -59,6 +59,7 @@ MISTAKES = (
 """What a user can get wrong: one clear line and exit code 2."""
 
 Item = TypeVar("Item")
+NOTHING_LABELLED = "labels without a labelled pixel, all of them"
 TOLERATED = 0.25  # share of a few labels that may look like train ids: one of eight may be chance
 HUBS = ("random", "torchvision", "timm")  # where initial weights come from, other than files
 SOURCE_STREAM, TARGET_STREAM = 0, 1
@@ -294,7 +295,8 @@ def check_data(
     # One file that cannot be read is what `skip` is for; a second of the few looked at is not.
     tolerated = {"source train", title} if config.run.bad_files == "skip" else set()
     problems = findings.of(PROBLEM)
-    first = next((problem for problem in problems if problem.title not in tolerated or problem.count > 1), None)
+    grave = (p for p in problems if p.title not in tolerated or p.count > 1 or p.kind == NOTHING_LABELLED)
+    first = next(grave, None)
     for finding in findings:
         if finding is not first:
             say(f"{finding.severity}: {finding}")
@@ -311,11 +313,18 @@ def _labelled_method(config: Config, title: str, domain: str, decoding: LabelDec
 def _probe(method: Method, dataset: SegmentationDataset, *, most: int = 8) -> Iterator[Finding]:
     """What is wrong with at most `most` of the samples, evenly spread from the first to the last."""
     tally = examine(method, list(map(listed_pair, evenly(dataset.samples, most))))
-    if tally.labels and method.what != PSEUDO_LABEL and method.decoding and not method.decoding.knows(tally.counts):
-        remedy, looked_at = f"correct ids and ignore of {method.table}", f"all {tally.labels} that were looked at"
-        yield Finding(PROBLEM, method.title, "labels without a labelled pixel", remedy, looked_at)
+    # All are read only where the few know no class.
+    known = method.decoding is None or method.what == PSEUDO_LABEL or method.decoding.knows(tally.counts)
+    if tally.labels and not known and not any(_knows(method, sample) for sample in dataset.samples):
+        remedy, count = f"correct ids and ignore of {method.table}", len(dataset.samples)
+        yield Finding(PROBLEM, method.title, NOTHING_LABELLED, remedy, str(dataset.samples[0].label), count=count)
     yield from tally.findings
     yield from train_id_suspicion(tally, tolerated=TOLERATED)
+
+
+def _knows(method: Method, sample: Sample) -> bool:
+    """Whether a sample's label holds a pixel of any class."""
+    return method.decoding is not None and method.decoding.knows(examine(method, [listed_pair(sample)]).counts)
 
 
 def evenly(items: Sequence[Item], most: int) -> list[Item]:
@@ -408,11 +417,15 @@ def has_validation(data: Corpus) -> bool:
     return "val" in data.lists or "{split}" in data.images
 
 
+def validates(config: Config, classes: ClassTable) -> bool:
+    """Whether target validation is looked at during a training."""
+    return config.run.validate and has_validation(corpus(config, "target", classes))
+
+
 def validation_loader(config: Config, classes: ClassTable) -> BatchLoader | None:
     """Labelled target validation images; None, said aloud, where there are to be none."""
-    listed = has_validation(corpus(config, "target", classes))
-    if not (listed and config.run.validate):
-        reason = "[run] validate = false" if listed else "[target] names no val_list"
+    if not validates(config, classes):
+        reason = "[target] names no val_list" if config.run.validate else "[run] validate = false"
         say(f"note: {reason}, so there is no validation and no best checkpoint")
         return None
     try:
@@ -499,7 +512,8 @@ def trained_network(
 
 def _other_class(meta: Mapping[str, Any], classes: ClassTable) -> str:
     """What the first class is called that weights know under another name; "" where there is none, or no record."""
-    recorded = meta.get("classes", {}).get("names", classes.names)
+    table = meta.get("classes")
+    recorded = table.get("names", ()) if isinstance(table, Mapping) else ()  # of other origin it may be anything
     for number, (theirs, ours) in enumerate(zip(recorded, classes.names, strict=False)):
         if theirs != ours:
             return f"its class {number} is {theirs!r}, that of the class table {ours!r}"

@@ -65,7 +65,7 @@ class Run:
     nonfinite, bad_files: what becomes of an update with a number that is none, and of a training image or label that
     cannot be read, `error` or `skip` (docs/reliability.md). report: end a training with `report.html`; diagnostics:
     measure at every snapshot how far classes and domains lie apart (docs/report.md); validate: score every snapshot on
-    target val, whose labels nothing else in a training reads."""
+    target val, whose labels nothing but this and the diagnostics reads."""
 
     seed: int = 1234
     device: str = "auto"

@@ -130,7 +130,7 @@ class Domains(NamedTuple):
 def domains(config: Config, stage: Stage, classes: ClassTable, *, most: int) -> Domains:
     """At most `most` source training and target validation images each, evenly spread; without a validation list,
     target training images, without truth. Raises DataError for data that are not there."""
-    labelled = build.has_validation(build.corpus(config, "target", classes))
+    labelled = build.validates(config, classes)
     split = "val" if labelled else stage.split
     source = _some(config, "source", "train", classes, most=most, labelled=True)
     target = _some(config, "target", split, classes, most=most, labelled=labelled)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from utils.build import HUBS
 
 FILES = "sha256_of_names_and_sizes"
 
@@ -37,9 +40,9 @@ def refusals(saved: Mapping[str, Any], meta: Mapping[str, Any], inputs: Mapping[
     classes = [{key: entry["classes"][key] for key in ("names", "stuff", "things")} for entry in (old, meta)]
     for change in changes(classes[0], classes[1]):
         yield f"other classes, {change}"
-    before, now = (entry["config"][entry["section"]]["restore_from"] for entry in (old, meta))
-    if before != now:
-        yield f"a run that goes on keeps its start, restore_from: {before} -> {now}"
+    start, other = (_place(entry["config"][entry["section"]]["restore_from"]) for entry in (old, meta))
+    if start != other:
+        yield f"a run that goes on keeps its start, restore_from: {start} -> {other}"
     before, now = (images_per_update(entry["config"][entry["section"]]) for entry in (old, meta))
     if before != now:
         yield f"batch_size * iter_size: {before} -> {now}, so images would come twice or never"
@@ -48,6 +51,11 @@ def refusals(saved: Mapping[str, Any], meta: Mapping[str, Any], inputs: Mapping[
         before, now = (side[FILES] if isinstance(side, Mapping) else side for side in (described, inputs[domain]))
         if before != now:
             yield f"other files of the {domain} (their names, sizes or order), so images would come twice or never"
+
+
+def _place(restore_from: str) -> str:
+    """Where a run starts, however it is spelled; the name of a hub is that of no file."""
+    return restore_from if restore_from in ("", *HUBS) else os.path.abspath(restore_from)
 
 
 def _other_translation(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:

@@ -54,7 +54,7 @@ class RunRecord:
     def last(self) -> Mapping[str, Any]:
         """The scores of the last checkpoint, as long as the run goes on of the last validation in its log; empty
         without validation."""
-        return self.result.get("last") or self._logged
+        return self.result.get("last") or {} if self.result else self._logged
 
     @property
     def _logged(self) -> Mapping[str, Any]:

@@ -46,7 +46,7 @@ from utils.report.write import report_at_end
 from utils.resume import changes, refusals
 from utils.run_folder import CONFUSION, last_confusion, read_json
 from utils.runtime import compile_network, peak_memory_mb, pick_device, seed_everything, tune_kernels
-from utils.snapshots import disk_use, drop_old, snapshots
+from utils.snapshots import disk_use, drop_old
 from utils.tables import format_table
 
 # The script that comes after a stage, and its section of the configuration.
@@ -144,8 +144,9 @@ def _train(config: Config, options: Options, section: str) -> dict[str, Any]:
 class TrainingRun:
     """What a run leaves behind: its folder, logs, validation scores and checkpoints.
 
-    lines: of the log as the state was saved that is resumed; snapshot_step: the update after which the last snapshot
-    was taken; before: confusions of the run whose weights this one started from, if they are known.
+    lines: of the log as the state was saved that is resumed; lines_before: as the snapshot underway began;
+    snapshot_step: the update after which the last snapshot was taken; before: confusions of the run whose weights this
+    one started from, if they are known.
     """
 
     guard: Guard
@@ -161,6 +162,7 @@ class TrainingRun:
     began: float = field(default_factory=time.monotonic)
     request: Request = field(default_factory=Request)
     lines: int | None = None
+    lines_before: int | None = None
     snapshot_step: int = 0
     diagnosis: Diagnosis | None = None
     before: Counts | None = None
@@ -250,6 +252,8 @@ class TrainingRun:
         """Validate, then write the weights, the best weights so far, and last the state to resume from."""
         state, stage = self.state, self.stage
         self.guard.require_finite()
+        assert self.log is not None
+        self.lines_before = self.log.lines  # what is logged of a snapshot that is not finished is logged again
         if self.validation is not None:
             self._validate()
         if self.diagnosis is not None:
@@ -259,7 +263,7 @@ class TrainingRun:
         if self.scores and self.scores["miou"] > state.best:
             state.best, state.best_step = self.scores["miou"], state.step
             self._write_weights("best")
-        self.snapshot_step = state.step
+        self.snapshot_step, self.lines_before = state.step, None
         self._save()
         drop_old(self.folder, stage, state.step)
         if self.request.signal:
@@ -271,34 +275,36 @@ class TrainingRun:
         try:
             yield
         except DataError:
+            validating = self.snapshot_is_due
             if self.state.step > self.guard.saved_step:
-                validating = self.snapshot_is_due
                 self._save()
-                # Training goes on with files of the sizes that it began with; a bad one may have begun with its own.
-                otherwise = "" if validating else "; or, without mending it, with --override run.bad_files=skip"
-                say(f"saved after update {self.state.step}; once that is mended: {self._to_go_on}{otherwise}")
+            if self.guard.saved_step:
+                # A training file of another size than when the run began is another data set, which is refused.
+                remedy = "mend that" if validating else "mend that, or leave it with --override run.bad_files=skip"
+                say(f"saved after update {self.guard.saved_step}; {remedy}, and go on: {self._to_go_on}")
             raise
 
     def finish(self) -> dict[str, Any]:
         """Write the manifest and say how it went; returns the summary."""
         state = self.state
         device = next(state.method.network.parameters()).device
+        last = self.scores if self.scores.get("step") == state.step else {}  # else validation was switched off since
         summary = {
             "section": self.section,
             "folder": str(self.folder),
             "steps": state.step,
-            "last": self.scores or None,
+            "last": last or None,
             "best_selected_on_target_labels": {"miou": state.best, "step": state.best_step} if self.scores else None,
             "skipped": self.guard.skipped(),
             "seconds": time.monotonic() - self.began,  # over every interruption
             "peak_memory_mb": peak_memory_mb(device),
         }
         write_manifest(self.folder / "manifest.json", {"inputs": self.inputs, "result": summary}, device=device)
-        if self.scores:
+        if last:
             names = self.classes.names
-            say(format_table(names, iou_array(names, self.scores["iou"]), self.classes.subsets))
+            say(format_table(names, iou_array(names, last["iou"]), self.classes.subsets))
             say(
-                f"target val, last checkpoint: {self.scores['miou']:.2f} mIoU; best, chosen on target labels: "
+                f"target val, last checkpoint: {last['miou']:.2f} mIoU; best, chosen on target labels: "
                 f"{state.best:.2f} at update {state.best_step}"
             )
         say(f"{summary['seconds']:.0f} s, peak memory {summary['peak_memory_mb']:.0f} MiB, in {self.folder}")
@@ -321,7 +327,7 @@ class TrainingRun:
             "scores": self.scores,
             "seconds": time.monotonic() - self.began,
             "inputs": {domain: self.inputs[domain] for domain in ("source", "target")},
-            "lines": self.log.lines,
+            "lines": self.log.lines if self.lines_before is None else self.lines_before,
             "snapshot_step": self.snapshot_step,
             "counts": self.guard.counts | self.guard.skipped(),
         }
@@ -412,11 +418,12 @@ def _check_folder(stage: Stage, options: Options) -> None:
     another = "choose another --snapshot-dir, or remove the folder"
     if (folder / LAST).exists():
         raise ConfigError(f"{folder} already holds a run: add --continue-train to go on with it, {another}")
-    kept = [name for name in (PREVIOUS, "manifest.json", "best.pth") if (folder / name).exists()]
-    if kept or snapshots(folder, stage.prefix):
+    if any((folder / name).exists() for name in (PREVIOUS, "manifest.json")):
         raise ConfigError(f"{folder} holds what a run left, without the {LAST} to go on from: {another}")
     if options.config_path and Path(options.config_path).resolve() == (folder / "config.toml").resolve():
-        raise ConfigError(f"--config {options.config_path} would be overwritten by this run's own: {another}")
+        raise ConfigError(
+            f"--config {options.config_path} would be overwritten by this run's own; choose another --snapshot-dir"
+        )
     build.last_checkpoint(stage.restore_from)
 
 
@@ -432,7 +439,7 @@ def _pseudo_labels(stage: Stage) -> dict[str, Any] | None:
     if not build.wants_pseudo_labels(stage):
         return None
     record = read_json(Path(stage.pseudo_labels) / "thresholds.json")
-    return {key: record[key] for key in ("restore_from", "sha256") if key in record}
+    return {key: record[key] for key in ("restore_from", "sha256")} if "sha256" in record else {}
 
 
 def _origin_lines(stage: Stage, made_with: dict[str, Any] | None, report: Report) -> Iterator[str]:
