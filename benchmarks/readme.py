@@ -38,6 +38,8 @@ STREETS = {
     "isia_aim": "the same, with ISIA and AIM",
     "no_alignment": "the same, without matching",
     "no_image_level": "the same, without translation",
+    "no_stage2": "the same, without pseudo labels",
+    "modern": "one stage: teacher, ClassMix, masked images, rare classes, ISIA and AIM",
     ORACLE: "oracle, on the target's labels",
 }
 PHOTOGRAPHS = {  # recipe -> what is scored on what
