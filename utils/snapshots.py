@@ -17,8 +17,7 @@ ENDS = (".pth", ".json", "_D.pth", "_D.json")  # of the files of one snapshot
 def snapshots(folder: Path, prefix: str) -> list[int]:
     """The updates after which a folder holds a snapshot, in no order."""
     pattern = re.compile(re.escape(prefix) + r"_(\d+)\.pth")
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return [int(match[1]) for name in names if (match := pattern.fullmatch(name))]
+    return [int(match[1]) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))]
 
 
 def drop_old(folder: Path, stage: Stage, step: int) -> None:
