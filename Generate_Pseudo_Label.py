@@ -56,8 +56,11 @@ def generate(config: Config, options: Options) -> None:
         for path in [str(folder / "thresholds.json"), *([options.json] if options.json else [])]:
             write_json(path, result)
     say(f"{run.total} pseudo labels in {folder}")
-    hands = {"step2.restore_from": settings.restore_from, "step2.pseudo_labels": settings.save}
-    hands["step2.split"] = settings.split
+    hands = {
+        "step2.restore_from": settings.restore_from,
+        "step2.pseudo_labels": settings.save,
+        "step2.split": settings.split,
+    }
     say(f"next: {next_command(options, ['train_step2.py'], flags=TRAINING, section='step2', hands=hands)}")
 
 

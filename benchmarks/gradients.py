@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, of in terms.items():
         say(f"{name:<14}" + "".join(f"{of[key]:>10.2g}" for key in COLUMNS))
     if arguments.json:
-        made = origin("benchmarks.gradients", argv, pick_device(subject.config.run.device))
+        made = origin("benchmarks.gradients", argv, subject.state.device)
         write_json(arguments.json, {**made, "run": str(arguments.run), "updates": updates, "terms": terms})
 
 

@@ -29,6 +29,7 @@ from dataset.loading import tolerated_files, train_loader
 from dataset.segmentation import SegmentationDataset
 from model.bafft import BAFFT
 from model.weights import WeightsError, read_weights, write_weights
+from tests.conftest import Script
 from tests.test_engine import differences, state_of
 from tests.test_engine import train as train_stage
 from tests.worlds import own_settings, save_png, write_own, write_settings
@@ -704,15 +705,20 @@ def test_a_file_system_without_locks_is_said(
 # ---- folders of predictions ----
 
 
+def predicting(folder: Path, data: Path, run: Path, **sections: Mapping[str, Any]) -> tuple[str, ...]:
+    """Configuration, written into `folder`, and weights of a script that predicts."""
+    settings = write_settings(folder / "own.toml", own_settings(data, **sections))
+    return "--config", str(settings), "--restore-from", str(run)
+
+
 def test_an_interrupted_evaluation_goes_on_with_what_is_missing(
     world: Path,
     finished: Path,
     tmp_path: Path,
-    script: Callable[..., tuple[int, str, str]],
+    script: Script,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = write_settings(tmp_path / "own.toml", own_settings(world))
-    command = ("evaluate_cityscapes.py", "--config", str(settings), "--restore-from", str(finished))
+    command = ("evaluate_cityscapes.py", *predicting(tmp_path, world, finished))
     whole, folder = tmp_path / "whole", tmp_path / "run"
     assert script(*command, "--save", str(whole))[0] == 0
     with monkeypatch.context() as patched:
@@ -723,7 +729,7 @@ def test_an_interrupted_evaluation_goes_on_with_what_is_missing(
     left = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert MARK in left
     assert len(left) > 1
-    code, _, errors = script("compute_iou.py", "--config", str(settings), str(world / "labels"), str(folder))
+    code, _, errors = script("compute_iou.py", *command[1:3], str(world / "labels"), str(folder))
     assert code == 2
     assert "unfinished" in errors
     code, output, _ = script(*command, "--save", str(folder))
@@ -751,20 +757,11 @@ def test_unfinished_pseudo_labels_are_not_trained_on(
     world: Path,
     finished: Path,
     tmp_path: Path,
-    script: Callable[..., tuple[int, str, str]],
+    script: Script,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = write_settings(tmp_path / "own.toml", own_settings(world))
     folder = tmp_path / "pseudo"
-    command = (
-        "Generate_Pseudo_Label.py",
-        "--config",
-        str(settings),
-        "--restore-from",
-        str(finished),
-        "--save",
-        str(folder),
-    )
+    command = ("Generate_Pseudo_Label.py", *predicting(tmp_path, world, finished), "--save", str(folder))
     assert script(*command)[0] == 0
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert MARK not in whole
@@ -816,18 +813,16 @@ def test_deterministic_runs_are_equal_and_seeds_differ(
     ],
 )
 def test_nothing_is_written_over_the_data(
-    world: Path, finished: Path, tmp_path: Path, script: Callable[..., tuple[int, str, str]], name: str, place: str
+    world: Path, finished: Path, tmp_path: Path, script: Script, name: str, place: str
 ) -> None:
     """A flat corpus has files of the names that predictions get."""
     data = tmp_path / "data"
     shutil.copytree(world, data)
     (tmp_path / "link").symlink_to(data / place)
-    settings = write_settings(tmp_path / "own.toml", own_settings(data))
+    where = predicting(tmp_path, data, finished)
     before = {path: path.read_bytes() for path in data.rglob("*.png")}
     for folder in (data / place, tmp_path / "link"):
-        code, _, errors = script(
-            name, "--config", str(settings), "--restore-from", str(finished), "--save", str(folder)
-        )
+        code, _, errors = script(name, *where, "--save", str(folder))
         assert code == 2
         assert errors.strip().endswith(f"{place} of the data are there and would be overwritten; choose another folder")
     assert {path: path.read_bytes() for path in data.rglob("*.png")} == before
@@ -835,17 +830,14 @@ def test_nothing_is_written_over_the_data(
 
 @pytest.mark.parametrize("name", ["evaluate_cityscapes.py", "Generate_Pseudo_Label.py"])
 def test_scores_that_are_no_numbers_become_no_labels(
-    world: Path, finished: Path, tmp_path: Path, script: Callable[..., tuple[int, str, str]], name: str
+    world: Path, finished: Path, tmp_path: Path, script: Script, name: str
 ) -> None:
     path = next(path for path in finished.glob("source_*.pth") if not path.stem.endswith("_D"))
     state = torch.load(path, weights_only=True)
     state["layer6.conv2d_list.0.bias"][0] = torch.nan
     torch.save(state, tmp_path / "nan.pth")
-    settings = write_settings(tmp_path / "own.toml", own_settings(world))
-    folder = tmp_path / "out"
-    code, _, errors = script(
-        name, "--config", str(settings), "--restore-from", str(tmp_path / "nan.pth"), "--save", str(folder)
-    )
+    where, folder = predicting(tmp_path, world, tmp_path / "nan.pth"), tmp_path / "out"
+    code, _, errors = script(name, *where, "--save", str(folder))
     assert code == 1
     assert "0.png: the network's scores are not numbers; use --precision fp32, or other weights" in errors
     assert not list(folder.glob("*.png"))
@@ -858,13 +850,12 @@ def test_whose_pseudo_labels_these_are_is_said(
     world: Path,
     finished: Path,
     tmp_path: Path,
-    script: Callable[..., tuple[int, str, str]],
+    script: Script,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    settings = write_settings(tmp_path / "own.toml", own_settings(world))
     pseudo = tmp_path / "pseudo"
-    where = ("--config", str(settings), "--restore-from", str(finished), "--save", str(pseudo))
-    assert script("Generate_Pseudo_Label.py", *where)[0] == 0
+    where = predicting(tmp_path, world, finished)
+    assert script("Generate_Pseudo_Label.py", *where, "--save", str(pseudo))[0] == 0
     stage = {"num_steps": 1, "save_pred_every": 1, "pseudo_labels": str(pseudo)}
     said = {}
     for name, start in (("same", str(finished)), ("other", "random")):
@@ -885,13 +876,13 @@ def test_weights_of_other_classes_are_refused_and_said(
     world: Path,
     finished: Path,
     tmp_path: Path,
-    script: Callable[..., tuple[int, str, str]],
+    script: Script,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     classes = {"names": ["sky", "road", "car", "person"]}
-    settings = write_settings(tmp_path / "own.toml", own_settings(world, classes=classes))
+    where = predicting(tmp_path, world, finished, classes=classes)
     for name in ("evaluate_cityscapes.py", "Generate_Pseudo_Label.py"):
-        code, _, errors = script(name, "--config", str(settings), "--restore-from", str(finished))
+        code, _, errors = script(name, *where)
         assert code == 2
         assert "its class 0 is 'road', that of the class table 'sky'; name the configuration" in errors
     start = {"restore_from": str(finished)}
@@ -960,9 +951,7 @@ def test_a_stage_that_is_not_there_yet_names_its_script(world: Path, finished: P
         build.last_checkpoint("runs/streets/step2")
 
 
-def test_the_split_travels_along_the_chain(
-    world: Path, tmp_path: Path, script: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_the_split_travels_along_the_chain(world: Path, tmp_path: Path, script: Script) -> None:
     """Each script prints the next command; one that forgot `--set` would go on with other images."""
     (world / "few.txt").write_text("t0.png\nt1.png\n")
     stage = {"num_steps": 1, "save_pred_every": 1, "restore_from": "random"}
@@ -981,9 +970,7 @@ def test_the_split_travels_along_the_chain(
     assert "--set" not in script("Generate_Pseudo_Label.py", *where)[1].splitlines()[-1]
 
 
-def test_official_ids_are_no_predictions(
-    world: Path, tmp_path: Path, script: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_official_ids_are_no_predictions(world: Path, tmp_path: Path, script: Script) -> None:
     settings = write_settings(tmp_path / "own.toml", own_settings(world))
     for name in ("v0", "v1"):
         save_png(tmp_path / "ids" / "below" / f"{name}.png", np.full((48, 64), 26, dtype=np.uint8))
@@ -1012,7 +999,7 @@ def test_a_training_can_do_without_any_label_of_the_target(
 
 
 def test_images_of_one_name_in_two_folders_are_scored_but_not_written(
-    world: Path, finished: Path, tmp_path: Path, script: Callable[..., tuple[int, str, str]]
+    world: Path, finished: Path, tmp_path: Path, script: Script
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(world, data)
@@ -1021,8 +1008,7 @@ def test_images_of_one_name_in_two_folders_are_scored_but_not_written(
             (data / kind / folder).mkdir()
             (data / kind / name).rename(data / kind / folder / "0.png")
     (data / "val.txt").write_text("a/0.png\nb/0.png\n")
-    settings = write_settings(tmp_path / "own.toml", own_settings(data))
-    command = ("evaluate_cityscapes.py", "--config", str(settings), "--restore-from", str(finished))
+    command = ("evaluate_cityscapes.py", *predicting(tmp_path, data, finished))
     assert script(*command, "--in-memory")[0] == 0
     code, _, errors = script(*command, "--save", str(tmp_path / "out"))
     assert code == 2

@@ -412,14 +412,10 @@ def prediction_loader(
     )
 
 
-def has_validation(data: Corpus) -> bool:
-    """Whether a target corpus tells which images are for validation."""
-    return "val" in data.lists or "{split}" in data.images
-
-
 def validates(config: Config, classes: ClassTable) -> bool:
-    """Whether target validation is looked at during a training."""
-    return config.run.validate and has_validation(corpus(config, "target", classes))
+    """Whether target validation is looked at during a training: it is wanted, and the corpus tells which images."""
+    target = corpus(config, "target", classes)
+    return config.run.validate and ("val" in target.lists or "{split}" in target.images)
 
 
 def validation_loader(config: Config, classes: ClassTable) -> BatchLoader | None:
