@@ -4,6 +4,8 @@
     python -m benchmarks.ladder configs/streets.toml --seeds 3                   all rungs, seeds 0, 1, 2
     python -m benchmarks.ladder configs/streets.toml --seeds 1,2,5 --rungs source_only,configured,oracle
     python -m benchmarks.ladder configs/streets.toml --seeds 3 --report-only     tables from what is finished
+    python -m benchmarks.ladder configs/streets.toml --seeds 3 --known docs/results/ladder_streets.json
+                                                  without the runs whose results that file has: to add a rung
 
 Every rung has the recipe's updates, and runs that rungs have in common are made once. Each run is one of the scripts,
 in a process of its own, with its settings and output beside its folder; what an earlier call finished is kept and what
@@ -30,6 +32,7 @@ from typing import Any
 
 import tomli_w
 
+from benchmarks.ladder_known import Known, union
 from benchmarks.ladder_plan import Job, Recipe, plan, unique
 from benchmarks.ladder_report import chart, markdown
 from benchmarks.ladder_scores import Outcome, rank_correlation, summarize
@@ -60,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         results=arguments.results,
         metric=_metric(arguments.metric, recipe),
         command=module_command("benchmarks.ladder", argv),
+        known=Known.read(arguments.known) if arguments.known else Known(),
     )
     if arguments.list:
         ladder.list()
@@ -81,6 +85,7 @@ def _parser() -> Parser:
     parser.add_argument("--metric", default="miou", metavar="CLASS", help="class whose IoU counts (mean of all)")
     parser.add_argument("--steps-scale", type=_scale, default=1.0, metavar="X", help="factor of all updates (1)")
     parser.add_argument("--jobs", type=at_least_one, default=1, metavar="N", help="runs at once (1)")
+    parser.add_argument("--known", type=Path, metavar="FILE", help="results of earlier, whose runs are not made again")
     parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE", help="as of the scripts")
     parser.add_argument("--list", action="store_true", help="say what would be run")
     parser.add_argument("--report-only", action="store_true", help="write the results of what is finished")
@@ -128,7 +133,10 @@ def _metric(name: str, recipe: Recipe) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Ladder:
-    """Rungs of a recipe under several seeds. command: the one that was given, for the results."""
+    """Rungs of a recipe under several seeds.
+
+    command: the one that was given, for the results. known: results whose runs need not be here.
+    """
 
     recipe: Recipe
     rungs: Sequence[Rung]
@@ -137,11 +145,17 @@ class Ladder:
     results: Path
     metric: str
     command: str
+    known: Known = field(default_factory=Known)
 
     @property
     def climbs(self) -> list[tuple[Rung, int, Job]]:
         """(rung, seed, its last run), seed by seed: what is finished first can be compared first."""
         return [(rung, seed, plan(self.recipe, rung, seed, self.out)) for seed in self.seeds for rung in self.rungs]
+
+    @property
+    def finals(self) -> list[Job]:
+        """The last runs of all rungs, but those that are known and not here."""
+        return [last for *_, last in self.climbs if last.finished or last not in self.known]
 
     def list(self) -> None:
         """Say what would be run, what each shares with those before it, and how many updates that makes."""
@@ -149,14 +163,21 @@ class Ladder:
         for rung, seed, last in self.climbs:
             parts = []
             for job in last.chain:
-                state = "finished" if job.finished else "to go on" if job.interrupted else "to run"
+                state = self._state(job, last)
                 owner = shared.setdefault(job.folder, rung.name)
                 state = state if owner == rung.name else f"of {owner}"
                 parts.append(f"{job.folder.name} ({f'{job.updates} updates, ' if job.updates else ''}{state})")
             say(f"seed {seed}, {rung.name}: {' -> '.join(parts)}")
-        jobs = unique([last for *_, last in self.climbs])
+        jobs = unique(self.finals)
         left = sum(job.updates for job in jobs if not job.finished)
         say(f"{len(jobs)} runs below {self.out}, {sum(job.updates for job in jobs)} updates, {left} of them to do")
+
+    def _state(self, job: Job, last: Job) -> str:
+        if job.finished:
+            return "finished"
+        if last in self.known:
+            return "known"
+        return "to go on" if job.interrupted else "to run"
 
     def write(self) -> Path:
         """Write the results of what is finished; the folder's JSON file."""
@@ -172,22 +193,29 @@ class Ladder:
     def result(self) -> dict[str, Any]:
         """Everything that is known so far."""
         climbs = self.climbs
-        done = [(rung, seed, last) for rung, seed, last in climbs if last.finished]
-        outcomes = [_outcome(rung, seed, last) for rung, seed, last in done]
+        done = [(rung, seed, last) for rung, seed, last in climbs if last.finished or last in self.known]
+        outcomes = [
+            _outcome(rung, seed, last) if last.finished else self.known.outcome(rung.name, seed, last)
+            for rung, seed, last in done
+        ]
+        here = [last for *_, last in done if last.finished]
+        known = self.known.made_with if len(here) < len(done) else {}
         warm_up = next((last.chain[0].updates for *_, last in climbs if self.recipe.warm_up), 0)
         return {
             "recipe": self.recipe.path.stem,
             "command": self.command,
-            "complete": len(done) == len(climbs) and all(outcome.chosen for outcome in outcomes),
+            "complete": len(outcomes) == len(climbs) and all(outcome.chosen for outcome in outcomes),
             "metric": self.metric,
             "seeds": self.seeds,
             "budget": {"rung": self.recipe.budget, "warm_up": warm_up},
             "out": self.out,
-            **made_with(read_run(Path(outcome.folder)) for outcome in outcomes),
+            **union(
+                made_with(read_run(Path(outcome.folder)) for outcome in here), self.known.made_with if known else {}
+            ),
             "rungs": self._described(),
             "scores": summarize(outcomes, self.metric),
             "selection": rank_correlation(outcomes),
-            "runs": [_entry(outcome, last) for outcome, (*_, last) in zip(outcomes, done, strict=True)],
+            "runs": [vars(outcome) for outcome in outcomes],
         }
 
     def _described(self) -> dict[str, Any]:
@@ -218,17 +246,13 @@ def _outcome(rung: Rung, seed: int, last: Job) -> Outcome:
         seconds=sum(_seconds(job) for job in last.chain),
         device=run.manifest["device"],
         folder=str(last.folder),
+        commands=[command_line(command(job)) for job in last.chain],
     )
 
 
 def _seconds(job: Job) -> float:
     """What a training took; pseudo labels are not timed."""
     return read_run(job.folder).result["seconds"] if job.updates else 0.0
-
-
-def _entry(outcome: Outcome, last: Job) -> dict[str, Any]:
-    """A run in the JSON."""
-    return {**vars(outcome), "commands": [command_line(command(job)) for job in last.chain]}
 
 
 # ---- running ----
@@ -251,9 +275,9 @@ class Runner:
 
     def run(self) -> list[Job]:
         """Make them; the ones that failed. What depends on those is left out, everything else is made."""
-        climbs = self.ladder.climbs
-        finals = {last.folder for *_, last in climbs}
-        waiting = [job for job in unique([last for *_, last in climbs]) if not self._settled(job, finals)]
+        last = self.ladder.finals
+        finals = {job.folder for job in last}
+        waiting = [job for job in unique(last) if not self._settled(job, finals)]
         total, failed = len(waiting), list[Job]()
         under_way: dict[Future[bool], Job] = {}
         with _terminable(), ThreadPoolExecutor(self.at_once) as pool:

@@ -25,10 +25,11 @@ CHOICES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A rung under one seed.
+    """A rung under one seed, as the JSON has it.
 
     iou: update -> class name -> IoU of the validated checkpoints, None where a class is absent; miou: update -> mean.
-    criteria: name -> update -> value; empty until the run was looked at. seconds: of every run that leads here.
+    criteria: name -> update -> value; empty until the run was looked at. seconds, commands: of every run that leads
+    here.
     """
 
     rung: str
@@ -40,6 +41,15 @@ class Outcome:
     seconds: float
     device: str
     folder: str
+    commands: Sequence[str] = ()
+
+    @classmethod
+    def of_entry(cls, entry: Mapping[str, Any]) -> Outcome:
+        """The outcome that the JSON says. Raises KeyError and TypeError for what is none."""
+        values = {name: entry[name] for name in cls.__dataclass_fields__}
+        values |= {name: _by_update(entry[name]) for name in ("miou", "iou")}
+        values["criteria"] = {name: _by_update(of) for name, of in entry["criteria"].items()}
+        return cls(**values)
 
     def measured(self, metric: str) -> dict[int, float]:
         """Update -> mIoU, or IoU of the class of that name; 0 where the class is neither there nor predicted."""
@@ -59,6 +69,11 @@ class Outcome:
         """Score of a chosen checkpoint; None without that choice."""
         step = self.steps(metric).get(choice)
         return None if step is None else self.measured(metric)[step]
+
+
+def _by_update(values: Mapping[str, Any]) -> dict[int, Any]:
+    """JSON has no whole numbers for keys."""
+    return {int(step): value for step, value in values.items()}
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

@@ -12,6 +12,9 @@ import torch
 from utils.log import commit_of_code, device_name
 from utils.run_folder import RunRecord
 
+SHORTCUTS = {"--report-only": 0, "--known": 1}
+"""Flags that make nothing by themselves -> how many words follow them."""
+
 
 def command_line(words: Sequence[str]) -> str:
     """A command as a shell takes it."""
@@ -21,10 +24,18 @@ def command_line(words: Sequence[str]) -> str:
 def module_command(module: str, argv: Sequence[str] | None) -> str:
     """`python -m module`, with the arguments that its main function was given.
 
-    Without --report-only: it trains nothing where all is finished, so the same command makes runs and result.
+    Without those that only save work (SHORTCUTS): the command makes the result from nothing, too.
     """
-    given = sys.argv[1:] if argv is None else argv
-    return command_line(["-m", module, *(word for word in given if word != "--report-only")])
+    words, skipped = list[str](), 0
+    for word in sys.argv[1:] if argv is None else argv:
+        flag, joined, _ = word.partition("=")
+        if skipped:
+            skipped -= 1
+        elif flag in SHORTCUTS:
+            skipped = 0 if joined else SHORTCUTS[flag]
+        else:
+            words.append(word)
+    return command_line(["-m", module, *words])
 
 
 def origin(module: str, argv: Sequence[str] | None, device: torch.device) -> dict[str, Any]:

@@ -397,6 +397,35 @@ def test_a_ladder_is_climbed_resumed_and_reported(tiny: Path, calls: list[list[s
     assert again["scores"]["source_only"]["last"] == result["scores"]["source_only"]["last"]
 
 
+def test_a_rung_is_added_to_results_whose_runs_are_gone(tiny: Path, calls: list[list[str]]) -> None:
+    known = ["--results", "results", "--rungs"]
+    ladder.main([str(tiny), *known, "source_only,configured"])
+    before = json.loads(Path("results/ladder_tiny.json").read_text())
+    Path("runs").rename("elsewhere")
+    calls.clear()
+    ladder.main([str(tiny), *known, "source_only,configured,oracle", "--known", "results/ladder_tiny.json"])
+    oracle = plan(Recipe.read(tiny), BY_NAME["oracle"], 0, Path("runs/ladder/tiny"))
+    assert [words[-1] for words in calls] == [str(oracle.config_file), str(oracle.folder)]
+    after = json.loads(Path("results/ladder_tiny.json").read_text())
+    assert after["complete"]
+    assert [run["rung"] for run in after["runs"]] == ["source_only", "configured", "oracle"]
+    assert after["runs"][:2] == before["runs"]
+    assert after["scores"]["configured"]["last"]["mean"] == before["scores"]["configured"]["last"]["mean"]
+    assert after["devices"] == before["devices"]
+    assert after["command"].endswith("--rungs source_only,configured,oracle"), "what makes it from nothing"
+
+
+def test_a_known_run_serves_the_rung_that_it_is_today(tiny: Path, calls: list[list[str]]) -> None:
+    ladder.main([str(tiny), "--results", "results", "--rungs", "no_adversary"])
+    Path("runs").rename("elsewhere")
+    calls.clear()
+    without = ["--override", "step1.weights.adv=0.0", "--override", "step2.weights.adv=0.0"]
+    known = ["--known", "results/ladder_tiny.json"]
+    ladder.main([str(tiny), *without, *known, "--results", "again", "--rungs", "configured"])
+    assert calls == []
+    assert [run["rung"] for run in json.loads(Path("again/ladder_tiny.json").read_text())["runs"]] == ["configured"]
+
+
 def test_what_needs_a_run_that_failed_is_left_out_and_said(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ladder.Runner, "_make", lambda self, job, final: False)
     said: list[str] = []
@@ -451,6 +480,8 @@ def test_what_still_runs_is_asked_to_end(tiny: Path, tmp_path: Path) -> None:
         (("--steps-scale", "-1"), "above 0"),
         (("--metric", "raod"), "did you mean road"),
         (("--override", "target.val_list="), "names no val_list"),
+        (("--known", "nowhere.json"), "--known nowhere.json: No such file"),
+        (("--known", "tiny.toml"), "not the JSON of a ladder"),
     ],
 )
 def test_mistakes_are_one_line(tiny: Path, flags: tuple[str, ...], complaint: str) -> None:
