@@ -58,7 +58,7 @@ def cases(*, quick: bool, device: torch.device) -> Iterator[Case]:
             name = f"iteration, stage 2, {precision} / {title}"
             yield Case(name=name, fast=ours.run, naive=plain.run, repeats=repeats, agree=agree)
         if device.type == "cuda":
-            say(f"{name}: {utilisation(ours, seconds_of(ours.run, device))}")
+            say(f"{name}: {Utilisation.of(ours, seconds_of(ours.run, device))}")
 
 
 def published(*, quick: bool = False, precision: str = "fp32") -> Config:
@@ -261,17 +261,35 @@ def seconds_of(function: Callable[[], object], device: torch.device, *, repeats:
     return float(np.median(taken[1:]))
 
 
-def utilisation(iteration: Iteration, seconds: float) -> str:
-    """Images and floating-point operations per second of an iteration, and the share of what the device can do.
+@dataclass(frozen=True, kw_only=True)
+class Utilisation:
+    """What an iteration makes of its device.
 
-    Counted are convolutions and matrix products, forward and backward. seconds: what an update takes.
+    images: per second; operations: of convolutions and matrix products, forward and backward; per_second: of these;
+    ceiling: what a large matrix product reaches.
     """
-    work = operations(iteration.run)
-    ceiling = matmul_ceiling(iteration.state.device, iteration.recipe.precision)
-    return (
-        f"{iteration.images / seconds:.3g} images/s; {work / 1e12:.3g} TFLOP, {work / seconds / 1e12:.3g} TFLOP/s, "
-        f"{work / seconds / ceiling:.0%} of a large matrix product's {ceiling / 1e12:.3g}"
-    )
+
+    images: float
+    operations: int
+    per_second: float
+    ceiling: float
+
+    @classmethod
+    def of(cls, iteration: Iteration, seconds: float) -> Utilisation:
+        """seconds: what an update takes."""
+        work = operations(iteration.run)
+        return cls(
+            images=iteration.images / seconds,
+            operations=work,
+            per_second=work / seconds,
+            ceiling=matmul_ceiling(iteration.state.device, iteration.recipe.precision),
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.images:.3g} images/s; {self.operations / 1e12:.3g} TFLOP, {self.per_second / 1e12:.3g} TFLOP/s, "
+            f"{self.per_second / self.ceiling:.0%} of a large matrix product's {self.ceiling / 1e12:.3g}"
+        )
 
 
 def operations(run: Callable[[], object]) -> int:

@@ -19,7 +19,8 @@ from functools import partial
 
 import torch
 
-from benchmarks.iteration import QUICK, Iteration, Stopwatch, utilisation
+from benchmarks.iteration import QUICK, Iteration, Stopwatch, Utilisation
+from benchmarks.origin import origin
 from utils import build
 from utils.config import Config, Parser
 from utils.engine import Pair, Recipe, on_device, train_step
@@ -49,10 +50,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     say(f"{'all':<22} {total:9.4f} s, peak memory {peak:.0f} MiB, {config.run.precision} on {device}{threads}")
     use = None
     if not config.run.compile:  # the counter sees no operation of a compiled network
-        use = utilisation(iteration, total)
-        say(use)
+        use = Utilisation.of(iteration, total)
+        say(str(use))
     if options.json:
-        write_json(options.json, {"seconds": seconds, "peak_memory_mb": peak, "device": device.type, "use": use})
+        found = {
+            "precision": config.run.precision,
+            "seconds": seconds,
+            "peak_memory_mb": peak,
+            "use": None if use is None else vars(use),
+        }
+        write_json(options.json, {**origin("benchmarks.profile", argv, device), **found})
 
 
 def profile(iteration: Iteration, updates: Iterator[Sequence[Pair]], *, iterations: int) -> dict[str, float]:

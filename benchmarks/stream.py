@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from benchmarks.origin import origin
 from benchmarks.pseudo_labels import follow
-from utils.log import say
+from utils.log import say, write_json
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Follow the stream and say what it took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=300, help="length of the stream")
     parser.add_argument("--folder", default=".", help="where cache and PNGs go, and are removed again")
     parser.add_argument("--threads", type=int, default=1, help="processors that torch may use")
-    arguments = parser.parse_args()
+    parser.add_argument("--json", metavar="FILE", default="", help="also write the figures there")
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix=".benchmark-") as folder:
         found = follow(arguments.images, Path(folder))
@@ -29,6 +32,9 @@ def main() -> None:
         f"{arguments.images} images: {found['wall_ms']:.1f} ms an image, {found['processor_ms']:.1f} ms of processor "
         f"time; peak {found['peak_mb']:.0f} MiB, of which {found['before_mb']:.0f} before it began"
     )
+    if arguments.json:
+        made = origin("benchmarks.stream", argv, torch.device("cpu"))
+        write_json(arguments.json, {**made, "images": arguments.images, **found})
 
 
 if __name__ == "__main__":

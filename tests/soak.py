@@ -17,40 +17,52 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import count, cycle
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from benchmarks.origin import origin
 from tests.fuzz import CASES
 from tests.kill import WAYS, Stand, start_server, torture
 from utils.config import Parser
-from utils.log import say
+from utils.log import say, write_json
 
 CHUNK = 1000  # cases between looks at the clock
+Found = tuple[dict[str, Any], list[str]]
+"""What was done, for the JSON, and what was wrong."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Kills, then cases, as many and as long as asked; prints the tally."""
+    """Kills, then cases, as many and as long as asked; prints the tally, and writes it if asked."""
     parser = Parser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--kills", type=int, default=20, help="by SIGKILL at least; as many ends on request")
     parser.add_argument("--cases", type=int, default=100_000, help="random inputs in all")
     parser.add_argument("--minutes", type=float, default=30, help="after which nothing new is begun")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="of the moments")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the tally there")
     arguments = parser.parse_args(argv)
     end = time.monotonic() + 60 * arguments.minutes
     say(f"seed {arguments.seed}")
-    wrong = [*kills(arguments.kills, arguments.seed, end), *cases(arguments.cases, end)]
+    ended, differing = kills(arguments.kills, arguments.seed, end)
+    tried, refused = cases(arguments.cases, end)
+    wrong = [*differing, *refused]
     for line in wrong:
         say(f"WRONG: {line}")
+    if arguments.json:
+        found = {"seed": arguments.seed, "kills": ended, "inputs": tried, "wrong": wrong}
+        write_json(arguments.json, {**origin("tests.soak", argv, torch.device("cpu")), **found})
     raise SystemExit(bool(wrong))
 
 
-def kills(number: int, seed: int, end: float) -> Iterator[str]:
-    """End runs before their time; yields what differs."""
+def kills(number: int, seed: int, end: float) -> Found:
+    """End runs before their time."""
     if not number:
-        return
+        return {}, []
     start_server()
-    rng, tally, began = random.Random(seed), Counter[str](), time.monotonic()
+    rng, tally, began, wrong = random.Random(seed), Counter[str](), time.monotonic(), list[str]()
     with tempfile.TemporaryDirectory() as folder:
         kinds = [("step1", 1), ("step2", 0), ("step1", 0), ("step2", 1)]
         stands = [
@@ -66,13 +78,14 @@ def kills(number: int, seed: int, end: float) -> Iterator[str]:
             runs += 1
             tally = sum((stand.tally for stand in stands), Counter())
             if differing:
-                yield f"{stand.root.name}/{name} (seed {seed}): {', '.join(differing)}"
+                wrong.append(f"{stand.root.name}/{name} (seed {seed}): {', '.join(differing)}")
     seconds = time.monotonic() - began
     say(f"{killed(tally)} kills, {tally.total()} attempts to end one of {runs} runs in {seconds:.0f} s")
     for outcome, times in sorted(tally.items()):
         say(f"  {times:3d}  {outcome}")
     if killed(tally) < number:
-        yield f"{killed(tally)} kills, {number} were asked for: the time was up"
+        wrong.append(f"{killed(tally)} kills, {number} were asked for: the time was up")
+    return {"runs": runs, "seconds": seconds, "outcomes": dict(sorted(tally.items()))}, wrong
 
 
 def killed(tally: Counter[str]) -> int:
@@ -80,9 +93,9 @@ def killed(tally: Counter[str]) -> int:
     return sum(times for outcome, times in tally.items() if ": killed" in outcome)
 
 
-def cases(number: int, end: float) -> Iterator[str]:
-    """Random input of every kind; yields what is wrong."""
-    began = time.monotonic()
+def cases(number: int, end: float) -> Found:
+    """Random input of every kind."""
+    began, wrong = time.monotonic(), list[str]()
     left = {name: round(number * case.weight / sum(c.weight for c in CASES.values())) for name, case in CASES.items()}
     done: Counter[str] = Counter()
     for turn in count():
@@ -94,11 +107,13 @@ def cases(number: int, end: float) -> Iterator[str]:
             CASES[name].run(min(CHUNK, left[name] - done[name]))
         except Exception as error:  # whatever it is, it is what a soak looks for
             left[name] = 0
-            yield f"{name}: {error!r} {getattr(error, '__notes__', '')}"
+            wrong.append(f"{name}: {error!r} {getattr(error, '__notes__', '')}")
         done[name] += min(CHUNK, left[name] - done[name]) if left[name] else 0
-    say(f"{sum(done.values())} random inputs in {time.monotonic() - began:.0f} s")
+    seconds = time.monotonic() - began
+    say(f"{sum(done.values())} random inputs in {seconds:.0f} s")
     for name, times in done.items():
         say(f"  {times:6d}  {name}")
+    return {"seconds": seconds, "cases": dict(done)}, wrong
 
 
 if __name__ == "__main__":

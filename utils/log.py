@@ -244,10 +244,20 @@ def _version(package: str) -> str | None:
 
 
 def device_name(device: torch.device) -> str:
-    """A GPU's name, or what the CPU is and how many of its threads torch uses."""
+    """A GPU's name, or the CPU's and how many of its threads torch uses: another one rounds otherwise."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
+    return f"{device.type} ({_processor()}, {torch.get_num_threads()} threads)"
+
+
+def _processor() -> str:
+    """The CPU's own name where the system tells (Linux), else what it is."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() == "model name")
+    return next(names, "") or platform.processor() or platform.machine()
 
 
 def commit_of_code() -> str | None:
