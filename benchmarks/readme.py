@@ -51,7 +51,7 @@ PARTS = {
     "no_image_level": "without translated images",
     "no_stage2": "without stage 2",
     "no_alignment": "without matching",
-    "no_adversary": "without the adversary",
+    "with_adversary": "with the adversary",
     "isia_aim": "with ISIA and AIM in stage 2",
 }
 

@@ -74,6 +74,7 @@ RUNGS = (
     Rung(name="isia", title="with ISIA in stage 2", step2=ISIA),
     Rung(name="aim", title="with AIM in stage 2", step2=AIM),
     Rung(name="isia_aim", title="with ISIA and AIM in stage 2", step2=ISIA | AIM),
+    _extra("with_adversary", "the adversary", weights={"adv": 1e-3}),
     _extra("strong_isia", "ISIA in both stages, weights 1", isia="paper", weights=dict.fromkeys(ISIA_LOSSES, 1.0)),
     _extra("entropy", "entropy minimisation", weights={"entropy": 1e-3}),
     _extra("online", "a teacher's labels", weights={"online": 1.0}),
