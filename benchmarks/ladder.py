@@ -160,24 +160,19 @@ class Ladder:
     def list(self) -> None:
         """Say what would be run, what each shares with those before it, and how many updates that makes."""
         shared: dict[Path, str] = {}
+        jobs = unique(self.finals)
+        needed = {job.folder for job in jobs}
         for rung, seed, last in self.climbs:
             parts = []
             for job in last.chain:
-                state = self._state(job, last)
+                state = "finished" if job.finished else "to go on" if job.interrupted else "to run"
+                state = state if job.folder in needed else "known"
                 owner = shared.setdefault(job.folder, rung.name)
                 state = state if owner == rung.name else f"of {owner}"
                 parts.append(f"{job.folder.name} ({f'{job.updates} updates, ' if job.updates else ''}{state})")
             say(f"seed {seed}, {rung.name}: {' -> '.join(parts)}")
-        jobs = unique(self.finals)
         left = sum(job.updates for job in jobs if not job.finished)
         say(f"{len(jobs)} runs below {self.out}, {sum(job.updates for job in jobs)} updates, {left} of them to do")
-
-    def _state(self, job: Job, last: Job) -> str:
-        if job.finished:
-            return "finished"
-        if last in self.known:
-            return "known"
-        return "to go on" if job.interrupted else "to run"
 
     def write(self) -> Path:
         """Write the results of what is finished; the folder's JSON file."""

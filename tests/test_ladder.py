@@ -398,12 +398,13 @@ def test_a_ladder_is_climbed_resumed_and_reported(tiny: Path, calls: list[list[s
 
 
 def test_a_rung_is_added_to_results_whose_runs_are_gone(tiny: Path, calls: list[list[str]]) -> None:
-    known = ["--results", "results", "--rungs"]
-    ladder.main([str(tiny), *known, "source_only,configured"])
+    results = ["--results", "results", "--rungs"]
+    ladder.main([str(tiny), *results, "source_only,configured"])
     before = json.loads(Path("results/ladder_tiny.json").read_text())
     Path("runs").rename("elsewhere")
     calls.clear()
-    ladder.main([str(tiny), *known, "source_only,configured,oracle", "--known", "results/ladder_tiny.json"])
+    known = ["--known", "results/ladder_tiny.json"]
+    ladder.main([str(tiny), *results, "source_only,configured,oracle", *known])
     oracle = plan(Recipe.read(tiny), BY_NAME["oracle"], 0, Path("runs/ladder/tiny"))
     assert [words[-1] for words in calls] == [str(oracle.config_file), str(oracle.folder)]
     after = json.loads(Path("results/ladder_tiny.json").read_text())
@@ -413,6 +414,22 @@ def test_a_rung_is_added_to_results_whose_runs_are_gone(tiny: Path, calls: list[
     assert after["scores"]["configured"]["last"]["mean"] == before["scores"]["configured"]["last"]["mean"]
     assert after["devices"] == before["devices"]
     assert after["command"].endswith("--rungs source_only,configured,oracle"), "what makes it from nothing"
+
+
+def test_the_list_says_which_runs_a_known_rung_spares(
+    tiny: Path, calls: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ladder.main([str(tiny), "--results", "results", "--rungs", "configured"])
+    Path("runs").rename("elsewhere")
+    capsys.readouterr()
+    known = ["--list", "--known", "results/ladder_tiny.json", "--rungs"]
+    ladder.main([str(tiny), *known, "configured"])
+    assert capsys.readouterr().out.count("known)") == 3
+    ladder.main([str(tiny), *known, "configured,isia"])
+    said = capsys.readouterr().out
+    assert said.count("to run)") == 3, "stage 1 and the labels are needed for the other stage 2"
+    assert said.count("known)") == 1
+    assert "3 runs below runs/ladder/tiny, 8 updates, 8 of them to do" in said
 
 
 def test_a_known_run_serves_the_rung_that_it_is_today(tiny: Path, calls: list[list[str]]) -> None:
