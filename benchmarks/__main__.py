@@ -19,7 +19,7 @@ from importlib import import_module
 import torch
 
 from benchmarks.origin import origin
-from benchmarks.timing import Result, measure
+from benchmarks.timing import Result, duration, measure
 from utils.build import MISTAKES
 from utils.log import device_name, say, write_json
 from utils.runtime import launch, pick_device
@@ -63,15 +63,10 @@ def line(result: Result) -> str:
     """One row of the table."""
     naive, ratio, peak = "-", "-", "-"
     if result.naive_s is not None and result.ratio is not None:
-        naive, ratio = seconds(result.naive_s), f"{result.ratio:.1f}x"
+        naive, ratio = duration(result.naive_s), f"{result.ratio:.1f}x"
     if result.peak_mb is not None:
         peak = f"{result.peak_mb:.0f}"
-    return f"{result.name:<54} {seconds(result.fast_s):>10} {naive:>10} {ratio:>8} {peak:>8}"
-
-
-def seconds(value: float) -> str:
-    """In the unit that fits: 12.3 s, 4.56 ms."""
-    return f"{value:.3g} s" if value >= 1 else f"{value * 1000:.3g} ms"
+    return f"{result.name:<54} {duration(result.fast_s):>10} {naive:>10} {ratio:>8} {peak:>8}"
 
 
 if __name__ == "__main__":

@@ -54,6 +54,11 @@ class Result:
     device: str
 
 
+def duration(seconds: float) -> str:
+    """In the unit that fits: 12.3 s, 4.56 ms."""
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
+
+
 def measure(case: Case, device: torch.device) -> Result:
     """Time both ways of a case and compare their results. AssertionError (from `case.agree`) where they differ."""
     case.fast()  # warms up: lazy imports, caches, compilation

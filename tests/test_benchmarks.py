@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from benchmarks import alignment, naive
-from benchmarks.__main__ import MODULES, line, seconds
+from benchmarks.__main__ import MODULES, line
 from benchmarks.iteration import operations
-from benchmarks.timing import Case, Result, measure
+from benchmarks.timing import Case, Result, duration, measure
 from tests.conftest import Script
 
 CPU = torch.device("cpu")
@@ -228,4 +228,4 @@ def test_every_module_of_cases_has_the_same_way_in(name: str) -> None:
 
 @pytest.mark.parametrize(("value", "text"), [(61.25, "61.2 s"), (1.0, "1 s"), (0.0123, "12.3 ms"), (5e-5, "0.05 ms")])
 def test_seconds_have_three_digits_and_a_unit(value: float, text: str) -> None:
-    assert seconds(value) == text
+    assert duration(value) == text

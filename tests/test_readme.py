@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import readme
+from benchmarks import readme, tables
 from tests.conftest import ROOT, Script
 
 
@@ -35,16 +35,16 @@ def test_the_pages_hold_what_the_results_say() -> None:
 def test_a_table_takes_the_place_of_what_stood_there() -> None:
     page = "before\n<!-- table: parts -->\n| old |\n<!-- /table -->\nafter\n"
     ladders = {
-        "streets": result(no_stage2=(1.0, -3.456, 3)),
-        "camvid_day_to_dusk": result(no_stage2=(1.0, 0.5, 2)),
-        "roads_epfl_to_massachusetts": result(),
+        "ladder_streets": result(no_stage2=(1.0, -3.456, 3)),
+        "ladder_camvid_day_to_dusk": result(no_stage2=(1.0, 0.5, 2)),
+        "ladder_roads_epfl_to_massachusetts": result(),
     }
     lines = readme.filled(page, where="a page", results=ladders.__getitem__).splitlines()
     assert (lines[0], lines[1], lines[-2], lines[-1]) == ("before", "<!-- table: parts -->", "<!-- /table -->", "after")
     rows = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[1:] for line in lines[4:-2]}
-    assert list(rows) == list(readme.PARTS.values())
-    assert rows["without stage 2"] == ["-3.46 ± 0.12", "+0.50 ± 0.12 (2 seeds)", readme.NOT_MEASURED]
-    assert rows["without matching"] == [readme.NOT_MEASURED] * 3
+    assert list(rows) == list(tables.PARTS.values())
+    assert rows["without stage 2"] == ["-3.46 ± 0.12", "+0.50 ± 0.12 (2 seeds)", tables.NOT_MEASURED]
+    assert rows["without matching"] == [tables.NOT_MEASURED] * 3
 
 
 def test_mistakes_are_one_line(script: Script, tmp_path: Path) -> None:
