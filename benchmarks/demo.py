@@ -10,10 +10,10 @@ Renders the data, trains source-only, the control, stage 1 and stage 2, and ends
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ from typing import Any
 import torch
 from PIL import Image
 
+from benchmarks.origin import made_with, module_command
 from dataset.corpora import Sample
 from dataset.labels import ClassTable
 from utils import build
 from utils.config import Config, build_config, read_config
 from utils.log import say, write_json
+from utils.run_folder import read_run
 from utils.sheet import contact_sheet
 from utils.tables import format_columns
 
@@ -36,12 +38,13 @@ TITLES = {"source_only": "source-only", "control": "control", "step1": "stage 1"
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """One demo: where it writes, which recipes it runs."""
+    """One demo: where it writes, which recipes it runs, and the command that asked for it."""
 
     out: Path
     config: Path
     seed: int
     images: tuple[int, int, int, int]  # source train, source val, target train, target val
+    command: str
 
     def run(self) -> dict[str, Any]:
         """Everything from data to summary; returns the summary."""
@@ -121,17 +124,18 @@ class Demo:
     def report(self, config: Config, seconds: float) -> dict[str, Any]:
         """Table, picture, summary."""
         classes = build.class_table(config)
-        results = {name: json.loads((self.out / name / "manifest.json").read_text()) for name in RUNS}
-        scores = {name: results[name]["result"]["last"] for name in RUNS}
+        runs = {name: read_run(self.out / name) for name in RUNS}
+        scores = {name: run.result["last"] for name, run in runs.items()}
         say("\n" + format_columns(classes.names, {TITLES[name]: scores[name]["iou"] for name in RUNS}))
         picture(self.out, config, classes).save(self.out / "adaptation.png")
         summary = {
+            "command": self.command,
+            **made_with(runs.values()),
             **{name: scores[name]["miou"] for name in RUNS},
             "seconds": seconds,
-            "device": results["step2"]["device"],
             "seed": self.seed,
             "threads": torch.get_num_threads(),
-            "run_seconds": {name: results[name]["result"]["seconds"] for name in RUNS},
+            "run_seconds": {name: run.result["seconds"] for name, run in runs.items()},
         }
         write_json(self.out / "summary.json", summary)
         gain = summary["step2"] - summary["source_only"], summary["step2"] - summary["control"]
@@ -165,15 +169,21 @@ def panels(sample: Sample, data: Any, out: Path, classes: ClassTable) -> list[Im
     ]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "streets.toml")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, nargs=4, default=(400, 50, 400, 100), metavar="N")
-    arguments = parser.parse_args()
-    demo = Demo(out=arguments.out, config=arguments.config, seed=arguments.seed, images=tuple(arguments.images))
+    arguments = parser.parse_args(argv)
+    demo = Demo(
+        out=arguments.out,
+        config=arguments.config,
+        seed=arguments.seed,
+        images=tuple(arguments.images),
+        command=module_command("benchmarks.demo", argv),
+    )
     demo.run()
 
 
