@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if name not in MODULES:
             parser.error(f"there is no benchmark {name!r}; choose from {', '.join(MODULES)}")
     device = pick_device(arguments.device)
+    made = origin("benchmarks", argv, device)
 
     say(f"torch {torch.__version__}, {device_name(device)}\n{HEAD}")
     results = []
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         say(line(result))
         results.append(dataclasses.asdict(result))
     if arguments.json:
-        write_json(arguments.json, {**origin("benchmarks", argv, device), "results": results})
+        write_json(arguments.json, {**made, "results": results})
 
 
 def run(names: Sequence[str], *, quick: bool, device: torch.device) -> Iterator[Result]:

@@ -9,7 +9,6 @@ Renders the data, trains source-only, the control, stage 1 and stage 2, and ends
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import time
@@ -25,9 +24,10 @@ from benchmarks.origin import made_with, module_command
 from dataset.corpora import Sample
 from dataset.labels import ClassTable
 from utils import build
-from utils.config import Config, build_config, read_config
+from utils.config import Config, Parser, build_config, read_config
 from utils.log import say, write_json
 from utils.run_folder import read_run
+from utils.runtime import launch
 from utils.sheet import contact_sheet
 from utils.tables import format_columns
 
@@ -171,7 +171,7 @@ def panels(sample: Sample, data: Any, out: Path, classes: ClassTable) -> list[Im
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "streets.toml")
     parser.add_argument("--seed", type=int, default=0)
@@ -188,4 +188,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main, build.MISTAKES)

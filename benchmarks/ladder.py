@@ -32,11 +32,11 @@ from typing import Any
 
 import tomli_w
 
-from benchmarks.ladder_known import Known, union
+from benchmarks.ladder_known import Known
 from benchmarks.ladder_plan import Job, Recipe, plan, unique
 from benchmarks.ladder_report import chart, markdown
 from benchmarks.ladder_scores import Outcome, rank_correlation, summarize
-from benchmarks.origin import command_line, made_with, module_command
+from benchmarks.origin import command_line, made_with, module_command, union
 from benchmarks.rungs import BY_NAME, RUNGS, Rung
 from utils import build
 from utils.config import ConfigError, Parser, nearest
@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         command=module_command("benchmarks.ladder", argv),
         known=Known.read(arguments.known) if arguments.known else Known(),
     )
+    if arguments.known:
+        ladder.check_known(arguments.known)
     if arguments.list:
         ladder.list()
         return
@@ -165,8 +167,7 @@ class Ladder:
         for rung, seed, last in self.climbs:
             parts = []
             for job in last.chain:
-                state = "finished" if job.finished else "to go on" if job.interrupted else "to run"
-                state = state if job.folder in needed else "known"
+                state = self._state(job, needed)
                 owner = shared.setdefault(job.folder, rung.name)
                 state = state if owner == rung.name else f"of {owner}"
                 parts.append(f"{job.folder.name} ({f'{job.updates} updates, ' if job.updates else ''}{state})")
@@ -174,23 +175,51 @@ class Ladder:
         left = sum(job.updates for job in jobs if not job.finished)
         say(f"{len(jobs)} runs below {self.out}, {sum(job.updates for job in jobs)} updates, {left} of them to do")
 
+    @staticmethod
+    def _state(job: Job, needed: set[Path]) -> str:
+        if job.finished:
+            return "finished"
+        if job.folder not in needed:
+            return "known"
+        return "to go on" if job.interrupted else "to run"
+
+    def check_known(self, file: Path) -> None:
+        """Say what of an earlier ladder's JSON is of use. Raises ConfigError where nothing is, or results would replace
+        it and lose some."""
+        planned = {last.key for *_, last in self.climbs}
+        found = planned & self.known.runs.keys()
+        lost = len(self.known.runs) - len(found)
+        if not found:
+            raise ConfigError(f"--known {file}: of its runs none belongs to this recipe, its settings and these seeds")
+        if lost and self.json.resolve() == file.resolve():
+            raise ConfigError(
+                f"--known {file}: results would take its place without {lost} of its runs; "
+                "--rungs and --seeds with them in, or --results elsewhere, keep them"
+            )
+        say(f"known from {file}: {len(found)} of {len(planned)} results")
+
+    @property
+    def json(self) -> Path:
+        """Where the results go; their page and picture lie beside it."""
+        return self.results / f"ladder_{self.recipe.path.stem}.json"
+
     def write(self) -> Path:
-        """Write the results of what is finished; the folder's JSON file."""
+        """Write the results of what is finished; the JSON file."""
         result = self.result()
-        stem = self.results / f"ladder_{self.recipe.path.stem}"
-        write_json(stem.with_suffix(".json"), result)
+        stem = self.json.with_suffix("")
+        write_json(self.json, result)
         files = {".md": markdown(result, f"{stem.name}.svg"), ".svg": chart(result)}
         for suffix, text in files.items():
             with atomic_write(stem.with_suffix(suffix)) as temporary:
                 temporary.write_text(text, encoding="utf-8")
-        return stem.with_suffix(".json")
+        return self.json
 
     def result(self) -> dict[str, Any]:
         """Everything that is known so far."""
         climbs = self.climbs
         done = [(rung, seed, last) for rung, seed, last in climbs if last.finished or last in self.known]
         outcomes = [
-            _outcome(rung, seed, last) if last.finished else self.known.outcome(rung.name, seed, last)
+            _outcome(rung, seed, last) if last.finished else self.known.outcome(rung.name, last)
             for rung, seed, last in done
         ]
         here = [last for *_, last in done if last.finished]
@@ -204,9 +233,7 @@ class Ladder:
             "seeds": self.seeds,
             "budget": {"rung": self.recipe.budget, "warm_up": warm_up},
             "out": self.out,
-            **union(
-                made_with(read_run(Path(outcome.folder)) for outcome in here), self.known.made_with if known else {}
-            ),
+            **union(made_with(read_run(last.folder) for last in here), known),
             "rungs": self._described(),
             "scores": summarize(outcomes, self.metric),
             "selection": rank_correlation(outcomes),

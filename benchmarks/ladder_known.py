@@ -6,41 +6,47 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks.ladder_plan import Job
 from benchmarks.ladder_scores import Outcome
+from benchmarks.origin import MADE_WITH
 from utils.config import ConfigError
-
-MADE_WITH = ("devices", "torch", "commits")
 
 
 @dataclass(frozen=True)
 class Known:
-    """Outcomes by run folder, which is named after everything that matters to them, and what they were made with."""
+    """Outcomes by `Job.key`, and what they were made with.
+
+    A key says which settings a run had, not what was in its images, nor on which machine it was made: another
+    processor rounds otherwise, and the difference grows with the updates.
+    """
 
     runs: Mapping[str, Outcome] = field(default_factory=dict)
     made_with: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Known:
-        """What a ladder's JSON knows. Raises ConfigError for a file that is none."""
+        """What a ladder's JSON knows of runs that were looked at. Raises ConfigError for a file that is none."""
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
             outcomes = [Outcome.of_entry(entry) for entry in result["runs"]]
-            return cls({outcome.folder: outcome for outcome in outcomes}, {name: result[name] for name in MADE_WITH})
+            made_with = {name: _texts(result[name]) for name in MADE_WITH}
         except OSError as error:
             raise ConfigError(f"--known {path}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"--known {path}: this is not the JSON of a ladder") from error
+        return cls({"/".join(Path(of.folder).parts[-2:]): of for of in outcomes if of.chosen}, made_with)
 
     def __contains__(self, job: Job) -> bool:
-        return str(job.folder) in self.runs
+        return job.key in self.runs
 
-    def outcome(self, rung: str, seed: int, last: Job) -> Outcome:
-        """What is known of a run; rungs may come to it by another name than they did."""
-        return replace(self.runs[str(last.folder)], rung=rung, seed=seed)
+    def outcome(self, rung: str, last: Job) -> Outcome:
+        """What is known of a run; rungs may come to it by another name than they did, and folders be elsewhere."""
+        return replace(self.runs[last.key], rung=rung, folder=str(last.folder))
 
 
-def union(*sources: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """What results of several origins were made with."""
-    return {name: sorted({value for source in sources for value in source.get(name, ())}) for name in MADE_WITH}
+def _texts(values: Any) -> list[str]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError
+    return values

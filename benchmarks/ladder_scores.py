@@ -41,14 +41,17 @@ class Outcome:
     seconds: float
     device: str
     folder: str
-    commands: Sequence[str] = ()
+    commands: Sequence[str]
 
     @classmethod
     def of_entry(cls, entry: Mapping[str, Any]) -> Outcome:
-        """The outcome that the JSON says. Raises KeyError and TypeError for what is none."""
+        """The outcome that the JSON says. KeyError, TypeError, ValueError or AttributeError for what is none."""
         values = {name: entry[name] for name in cls.__dataclass_fields__}
-        values |= {name: _by_update(entry[name]) for name in ("miou", "iou")}
-        values["criteria"] = {name: _by_update(of) for name, of in entry["criteria"].items()}
+        values["iou"] = {int(step): dict(scores) for step, scores in entry["iou"].items()}
+        values["miou"] = _by_update(entry["miou"])
+        values["criteria"] = {name: _by_update(entry["criteria"][name]) for name in CRITERIA if entry["criteria"]}
+        values["chosen"] = {name: int(step) for name, step in entry["chosen"].items()}
+        values["seconds"] = float(entry["seconds"])
         return cls(**values)
 
     def measured(self, metric: str) -> dict[int, float]:
@@ -71,9 +74,11 @@ class Outcome:
         return None if step is None else self.measured(metric)[step]
 
 
-def _by_update(values: Mapping[str, Any]) -> dict[int, Any]:
+def _by_update(values: Mapping[str, Any]) -> dict[int, float]:
     """JSON has no whole numbers for keys."""
-    return {int(step): value for step, value in values.items()}
+    if not values:
+        raise ValueError("no update was validated")
+    return {int(step): float(value) for step, value in values.items()}
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,10 @@ from utils.run_folder import RunRecord
 
 SHORTCUTS = {"--report-only": 0, "--known": 1}
 """Flags that make nothing by themselves -> how many words follow them."""
+
+
+MADE_WITH = ("devices", "torch", "commits")
+"""What a result of many runs says of them."""
 
 
 def command_line(words: Sequence[str]) -> str:
@@ -48,11 +52,21 @@ def origin(module: str, argv: Sequence[str] | None, device: torch.device) -> dic
     }
 
 
+def union(*sources: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """What results of several origins were made with."""
+    return {name: sorted({value for source in sources for value in source.get(name, ())}) for name in MADE_WITH}
+
+
 def made_with(runs: Iterable[RunRecord]) -> dict[str, list[str]]:
     """Devices, torch versions and commits of runs."""
     manifests = [run.manifest for run in runs]
-    return {
-        "devices": sorted({manifest["device"] for manifest in manifests}),
-        "torch": sorted({manifest["packages"]["torch"] for manifest in manifests}),
-        "commits": sorted({str(manifest["commit"]) for manifest in manifests}),
-    }
+    return union(
+        *(
+            {
+                "devices": [manifest["device"]],
+                "torch": [manifest["packages"]["torch"]],
+                "commits": [str(manifest["commit"])],
+            }
+            for manifest in manifests
+        )
+    )

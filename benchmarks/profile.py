@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.quick:
         config = _small(config)
     device = pick_device(config.run.device)
+    made = origin("benchmarks.profile", argv, device)
     iteration = Iteration.random(config, arguments.stage, device)
     updates = _real(config, arguments.stage, device) if arguments.data else itertools.repeat(iteration.batches)
     seconds = profile(iteration, updates, iterations=arguments.iterations)
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "peak_memory_mb": peak,
             "use": None if use is None else vars(use),
         }
-        write_json(options.json, {**origin("benchmarks.profile", argv, device), **found})
+        write_json(options.json, {**made, **found})
 
 
 def profile(iteration: Iteration, updates: Iterator[Sequence[Pair]], *, iterations: int) -> dict[str, float]:

@@ -63,14 +63,20 @@ def filled(text: str, *, where: str, results: Results | None = None) -> str:
         make = TABLES.get(match["name"])
         if make is None:
             raise ConfigError(f"{where}: there is no table {match['name']!r}, only {', '.join(TABLES)}")
-        return "\n".join((match["head"], *make(of), match["end"]))
+        try:
+            return "\n".join((match["head"], *make(of), match["end"]))
+        except KeyError as error:
+            raise ConfigError(f"{where}: table {match['name']!r}: its results have no {error}") from error
 
     return re.sub(r"(?P<head><!-- table: (?P<name>\w+) -->)\n.*?(?P<end><!-- /table -->)", table, text, flags=re.DOTALL)
 
 
 def committed(name: str) -> Mapping[str, Any]:
-    """What a JSON below docs/results says."""
-    return json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    """What a JSON below docs/results says. Raises ConfigError where it is not there."""
+    file = ROOT / "docs" / "results" / f"{name}.json"
+    if not file.is_file():
+        raise ConfigError(f"{file}: no such file; the page names the command that makes it")
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

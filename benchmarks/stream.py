@@ -5,7 +5,6 @@ python -m benchmarks.stream --images 2975     about 3 minutes on one processor, 
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,18 +13,23 @@ import torch
 
 from benchmarks.origin import origin
 from benchmarks.pseudo_labels import follow
+from utils.build import MISTAKES
+from utils.config import Parser
+from utils.flags import at_least_one
 from utils.log import say, write_json
+from utils.runtime import launch
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Follow the stream and say what it took."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=300, help="length of the stream")
+    parser = Parser(description=__doc__)
+    parser.add_argument("--images", type=at_least_one, default=300, help="length of the stream")
     parser.add_argument("--folder", default=".", help="where cache and PNGs go, and are removed again")
-    parser.add_argument("--threads", type=int, default=1, help="processors that torch may use")
+    parser.add_argument("--threads", type=at_least_one, default=1, help="processors that torch may use")
     parser.add_argument("--json", metavar="FILE", default="", help="also write the figures there")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
+    made = origin("benchmarks.stream", argv, torch.device("cpu"))
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix=".benchmark-") as folder:
         found = follow(arguments.images, Path(folder))
     say(
@@ -33,9 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"time; peak {found['peak_mb']:.0f} MiB, of which {found['before_mb']:.0f} before it began"
     )
     if arguments.json:
-        made = origin("benchmarks.stream", argv, torch.device("cpu"))
         write_json(arguments.json, {**made, "images": arguments.images, **found})
 
 
 if __name__ == "__main__":
-    main()
+    launch(main, MISTAKES)

@@ -8,7 +8,8 @@ from typing import Any
 
 from benchmarks.ladder_report import LAST, markdown_table, plus_minus
 from benchmarks.rungs import CONFIGURED, ORACLE, SOURCE_ONLY
-from benchmarks.timing import duration
+from benchmarks.timing import duration, three_digits
+from utils.config import ConfigError
 
 Results = Callable[[str], Mapping[str, Any]]
 """Name of a JSON, without its ending -> what it says."""
@@ -48,7 +49,7 @@ PARTS = {
 
 def streets(of: Results) -> list[str]:
     """A row per rung."""
-    scores = of("ladder_streets")["scores"]
+    scores = _ladder(of, "streets")["scores"]
     return markdown_table(
         ("", "mIoU", "of the gap"), [[title, *_score(scores, rung)] for rung, title in STREETS.items()]
     )
@@ -58,7 +59,7 @@ def photographs(of: Results) -> list[str]:
     """A row per recipe."""
     rows = []
     for recipe, title in PHOTOGRAPHS.items():
-        result = of(f"ladder_{recipe}")
+        result = _ladder(of, recipe)
         updates = result["budget"]["rung"] + result["budget"]["warm_up"]
         ours, share = _score(result["scores"], CONFIGURED)
         low, high = (_score(result["scores"], rung)[0] for rung in (SOURCE_ONLY, ORACLE))
@@ -68,9 +69,17 @@ def photographs(of: Results) -> list[str]:
 
 def parts(of: Results) -> list[str]:
     """A row per part of the method, a column per recipe: the paired difference to the recipe."""
-    scores = {recipe: of(f"ladder_{recipe}")["scores"] for recipe in RECIPES}
+    scores = {recipe: _ladder(of, recipe)["scores"] for recipe in RECIPES}
     rows = [[title, *(_difference(scores[recipe], rung) for recipe in RECIPES)] for rung, title in PARTS.items()]
     return markdown_table(("", *RECIPES.values()), rows)
+
+
+def _ladder(of: Results, recipe: str) -> Mapping[str, Any]:
+    """A ladder's results. Raises ConfigError while runs are missing: means over other seeds are not to be compared."""
+    result = of(f"ladder_{recipe}")
+    if not result["complete"]:
+        raise ConfigError(f"docs/results/ladder_{recipe}.json is partial: finish the ladder first")
+    return result
 
 
 def _score(scores: Mapping[str, Any], rung: str) -> tuple[str, str]:
@@ -184,9 +193,15 @@ def profile(of: Results) -> list[str]:
     rows = [
         [title, *(_share(result["seconds"], names) for result in found)] for title, names in PARTS_OF_AN_UPDATE.items()
     ]
+    rows.append(["everything else", *(_share(result["seconds"], _unlisted(result)) for result in found)])
     rows.append(["operations", *(f"{result['use']['operations'] / 1e12:.1f} TFLOP" for result in found)])
     rows.append(["peak memory of the process", *(f"{result['peak_memory_mb']:.0f} MiB" for result in found)])
     return markdown_table(("part", *PROFILES.values()), rows)
+
+
+def _unlisted(result: Mapping[str, Any]) -> list[str]:
+    listed = {name for names in PARTS_OF_AN_UPDATE.values() for name in names}
+    return [name for name in result["seconds"] if name not in listed]
 
 
 def _figures(figures: Sequence[Figure], result: Mapping[str, Any]) -> list[str]:
@@ -197,7 +212,7 @@ def _figures(figures: Sequence[Figure], result: Mapping[str, Any]) -> list[str]:
 
 def _timed(result: Mapping[str, Any], plain: str, calls: int = 1) -> tuple[str, str, str]:
     fast, naive = (duration(result[way] / calls) for way in ("fast_s", "naive_s"))
-    return fast, f"{plain}, {naive}", f"{result['ratio']:.3g}"
+    return fast, f"{plain}, {naive}", three_digits(result["ratio"])
 
 
 def _share(seconds: Mapping[str, float], names: Sequence[str]) -> str:
@@ -208,8 +223,11 @@ def _share(seconds: Mapping[str, float], names: Sequence[str]) -> str:
 
 
 def soak(of: Results) -> list[str]:
-    """How runs were ended, and what was left."""
-    ways = of("soak")["kills"]["outcomes"]
+    """How runs were ended, and what was left. Raises ConfigError where anything was wrong: the page says otherwise."""
+    found = of("soak")
+    if found["wrong"]:
+        raise ConfigError(f"docs/results/soak.json: {len(found['wrong'])} faults were found")
+    ways = found["kills"]["outcomes"]
     rows = [[*map(str.strip, name.split(":")), str(times)] for name, times in ways.items()]
     return markdown_table(("way", "outcome", "times"), rows)
 

@@ -56,7 +56,12 @@ class Result:
 
 def duration(seconds: float) -> str:
     """In the unit that fits: 12.3 s, 4.56 ms."""
-    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
+    return f"{three_digits(seconds)} s" if seconds >= 0.9995 else f"{three_digits(seconds * 1000)} ms"
+
+
+def three_digits(value: float) -> str:
+    """At least three digits, never an exponent: 0.123, 12.3, 1234."""
+    return f"{value:.0f}" if value >= 99.95 else f"{value:.3g}"
 
 
 def measure(case: Case, device: torch.device) -> Result:

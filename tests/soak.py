@@ -27,8 +27,10 @@ import torch
 from benchmarks.origin import origin
 from tests.fuzz import CASES
 from tests.kill import WAYS, Stand, start_server, torture
+from utils.build import MISTAKES
 from utils.config import Parser
 from utils.log import say, write_json
+from utils.runtime import launch
 
 CHUNK = 1000  # cases between looks at the clock
 Found = tuple[dict[str, Any], list[str]]
@@ -45,22 +47,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the tally there")
     arguments = parser.parse_args(argv)
     end = time.monotonic() + 60 * arguments.minutes
+    made = origin("tests.soak", argv, torch.device("cpu"))
     say(f"seed {arguments.seed}")
     ended, differing = kills(arguments.kills, arguments.seed, end)
-    tried, refused = cases(arguments.cases, end)
-    wrong = [*differing, *refused]
+    tried, failed = cases(arguments.cases, end)
+    wrong = [*differing, *failed]
     for line in wrong:
         say(f"WRONG: {line}")
     if arguments.json:
         found = {"seed": arguments.seed, "kills": ended, "inputs": tried, "wrong": wrong}
-        write_json(arguments.json, {**origin("tests.soak", argv, torch.device("cpu")), **found})
+        write_json(arguments.json, {**made, **found})
     raise SystemExit(bool(wrong))
 
 
 def kills(number: int, seed: int, end: float) -> Found:
     """End runs before their time."""
     if not number:
-        return {}, []
+        return {"runs": 0, "seconds": 0.0, "outcomes": {}}, []
     start_server()
     rng, tally, began, wrong = random.Random(seed), Counter[str](), time.monotonic(), list[str]()
     with tempfile.TemporaryDirectory() as folder:
@@ -118,4 +121,4 @@ def cases(number: int, end: float) -> Found:
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    main()
+    launch(main, MISTAKES)

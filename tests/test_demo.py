@@ -56,6 +56,9 @@ def test_the_demo_ends_with_table_picture_summary_and_page(
 
     summary = json.loads((out / "summary.json").read_text())
     assert summary["command"].startswith(f"python -m benchmarks.demo --config {recipe}")
+    manifest = json.loads((out / "step2" / "manifest.json").read_text())
+    assert summary["devices"] == [manifest["device"]]
+    assert summary["commits"] == [str(manifest["commit"])]
     for name in demo.RUNS:
         assert summary[name] == json.loads((out / name / "manifest.json").read_text())["result"]["last"]["miou"]
     scores = json.loads((out / "predictions" / "step2.json").read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import statistics
 import time
 from collections.abc import Sequence
@@ -102,9 +103,10 @@ def test_what_is_equal_is_shared_and_what_differs_is_not() -> None:
     assert len({first[name] for name in ("sim", "released", "configured", "no_separation", "no_aim")}) == 1
     assert first["configured"] not in (first["paper"], first["no_adversary"], first["no_stage2"], first["mixed"])
     ends = {rung.name: last(plain, rung.name).folder for rung in RUNGS}
-    # The recipe is the released one: it translates nothing and has no aggregation to leave out.
-    assert ends["released"] == ends["no_image_level"] == ends["no_aggregation"] == ends["configured"]
-    assert len(set(ends.values())) == len(RUNGS) - 3
+    # The recipe is the released one: it translates nothing, has no aggregation to leave out and has the adversary.
+    same = {ends[name] for name in ("released", "no_image_level", "no_aggregation", "with_adversary", "configured")}
+    assert len(same) == 1
+    assert len(set(ends.values())) == len(RUNGS) - 4
     jobs = unique([last(plain, rung.name) for rung in RUNGS])
     assert len(jobs) == len({job.folder for job in jobs})
     places = {job.folder: place for place, job in enumerate(jobs)}
@@ -125,7 +127,7 @@ def test_a_run_is_known_by_what_matters_to_its_result() -> None:
 
 def test_settings_that_came_later_leave_published_runs_their_names() -> None:
     on_one_core = {"run.device": "cpu", "run.num_workers": 0}
-    published = [job.folder.name for job in last("streets", "configured", changes=on_one_core).chain]
+    published = [job.folder.name for job in last("streets", "with_adversary", changes=on_one_core).chain]
     assert published == ["step1-692d49892e", "step1-9afc2a041f", "pseudo_label-baa2f778be", "step2-bd3e8f4a1e"]
     assert last("streets", "configured", changes={"model.freeze_backbone": True}).folder.name != published[-1]
 
@@ -174,6 +176,7 @@ def test_rungs_change_what_they_say(name: str) -> None:
     assert {term for term, weight in adversary.items() if weight} == {"seg", "adv"}
     assert of["sim"].step2.label_map == "merged"
     assert of["no_separation"].step2.weights.separation == of["no_adversary"].step1.weights.adv == 0
+    assert of["with_adversary"].step1.weights.adv == of["with_adversary"].step2.weights.adv == 1e-3
     assert (of["no_aim"].step2.aim, of["rare"].step2.rare_classes) == ("none", 0.01)
     modern = of["modern"].step1
     assert (modern.weights.mixed, modern.weights.masked, modern.rare_classes, modern.aim, modern.isia) == (
@@ -232,6 +235,7 @@ def outcome(rung: str, seed: int, *scores: float, chosen: int = 1, **changes: An
         "criteria": {name: {step: float(step) for step in steps} for name in CRITERIA},
         "chosen": dict.fromkeys(CRITERIA, chosen),
         "seconds": 60.0,
+        "commands": [],
         "device": "cpu",
         "folder": f"{rung}{seed}",
     }
@@ -430,6 +434,77 @@ def test_the_list_says_which_runs_a_known_rung_spares(
     assert said.count("to run)") == 3, "stage 1 and the labels are needed for the other stage 2"
     assert said.count("known)") == 1
     assert "3 runs below runs/ladder/tiny, 8 updates, 8 of them to do" in said
+    Path("elsewhere").rename("runs")
+    shutil.rmtree(plan(Recipe.read(tiny), BY_NAME["configured"], 0, Path("runs/ladder/tiny")).folder)
+    ladder.main([str(tiny), *known, "configured"])
+    said = capsys.readouterr().out
+    assert (said.count("finished)"), said.count("known)")) == (2, 1)
+
+
+@pytest.fixture
+def known(tiny: Path, calls: list[list[str]]) -> dict[str, Any]:
+    """The JSON of a ladder whose runs are gone, results/ladder_tiny.json."""
+    ladder.main([str(tiny), "--results", "results", "--rungs", "source_only,configured"])
+    Path("runs").rename("elsewhere")
+    calls.clear()
+    return json.loads(Path("results/ladder_tiny.json").read_text())
+
+
+def climb(tiny: Path, rungs: str, known: dict[str, Any] | None = None, *flags: str) -> dict[str, Any]:
+    """The results of these rungs with what is known, in a folder of their own."""
+    Path("known.json").write_text(json.dumps(known))
+    ladder.main([str(tiny), "--known", "known.json", "--results", "again", "--rungs", rungs, *flags])
+    return json.loads(Path("again/ladder_tiny.json").read_text())
+
+
+def test_what_known_results_were_made_with_is_not_forgotten(tiny: Path, known: dict[str, Any]) -> None:
+    known |= {"devices": ["an abacus"], "commits": ["before"]}
+    found = climb(tiny, "source_only,oracle", known)
+    assert "an abacus" in found["devices"]
+    assert len(found["devices"]) == 2, "the oracle's, too"
+    assert "before" in found["commits"]
+    alone = climb(tiny, "oracle", known | {"runs": found["runs"]}, "--report-only")
+    assert "an abacus" not in alone["devices"], "it is here itself"
+
+
+def test_what_nobody_looked_at_is_not_known(tiny: Path, known: dict[str, Any], calls: list[list[str]]) -> None:
+    for entry in known["runs"]:
+        entry["chosen"] = {} if entry["rung"] == "source_only" else entry["chosen"]
+    assert climb(tiny, "source_only,configured", known)["complete"]
+    assert [Path(words[0]).name if words[0] != "-m" else words[1] for words in calls] == [
+        "train_step1.py",
+        "utils.choose",
+    ]
+
+
+@pytest.mark.usefixtures("known")
+def test_results_never_lose_what_was_known(tiny: Path, calls: list[list[str]]) -> None:
+    before = Path("results/ladder_tiny.json").read_bytes()
+    flags = [str(tiny), "--known", "results/ladder_tiny.json", "--results"]
+    with pytest.raises(ConfigError, match="without 1 of its runs; --rungs and --seeds with them in, or --results"):
+        ladder.main([*flags, "results", "--rungs", "configured,oracle"])
+    with pytest.raises(ConfigError, match="none belongs to this recipe"):
+        ladder.main([*flags, "again", "--rungs", "configured", "--seeds", "7,"])
+    assert Path("results/ladder_tiny.json").read_bytes() == before
+    assert calls == []
+
+
+DAMAGE: tuple[dict[str, Any], ...] = (
+    *({"miou": {}}, {"miou": {"4": None}}, {"seconds": None}, {"chosen": None}),
+    {"criteria": {"of_then": {"4": 1.0}}},
+)
+
+
+def test_what_is_no_outcome_is_refused_before_anything_runs(
+    tiny: Path, known: dict[str, Any], calls: list[list[str]]
+) -> None:
+    first, *others = known["runs"]
+    damaged = [{"runs": [first | damage, *others]} for damage in DAMAGE]
+    changes: list[dict[str, Any]] = [*damaged, {"devices": "cpu"}, {"runs": None}]
+    for change in changes:
+        with pytest.raises(ConfigError, match="not the JSON of a ladder"):
+            climb(tiny, "source_only,oracle", known | change)
+    assert calls == []
 
 
 def test_a_known_run_serves_the_rung_that_it_is_today(tiny: Path, calls: list[list[str]]) -> None:
