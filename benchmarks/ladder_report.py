@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.ladder_scores import CHOICES
@@ -46,6 +46,7 @@ def markdown(result: Mapping[str, Any], picture: str) -> str:
     notes = [
         f"{metric} in percent on target val, mean ± standard deviation over seeds {_listed(seeds)}; every rung has "
         f"{budget['rung']} updates{warm_up}. Device: {_listed(result['devices'])}; torch {_listed(result['torch'])}.",
+        *_by_device(result),
         "*Gap closed*: share of the way from source-only to the oracle, per seed, then averaged. "
         "*Against as configured*: paired difference over the seeds, ± its standard error. "
         f"*Chosen without labels*: by the criterion `{CRITERION}`. "
@@ -69,6 +70,17 @@ def markdown(result: Mapping[str, Any], picture: str) -> str:
             "",
         ]
     )
+
+
+def _by_device(result: Mapping[str, Any]) -> list[str]:
+    """Which rungs are of which device, where there are several: a difference holds what each of them rounds, too."""
+    if len(result["devices"]) < 2:
+        return []
+    rungs: dict[str, dict[str, None]] = {}
+    for run in result["runs"]:
+        rungs.setdefault(run["device"], {})[result["rungs"][run["rung"]]["title"]] = None
+    of = "; ".join(f"{device}: {_listed(titles)}" for device, titles in rungs.items())
+    return [f"Not all runs are of one device, and another one rounds otherwise: {of}."]
 
 
 def _row(name: str, rung: Mapping[str, Any], scores: Mapping[str, Any]) -> list[str]:
@@ -124,7 +136,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[s
     return ["| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)]
 
 
-def _listed(values: Sequence[object]) -> str:
+def _listed(values: Iterable[object]) -> str:
     return ", ".join(map(str, values)) or "none"
 
 

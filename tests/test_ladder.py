@@ -316,6 +316,7 @@ def result_of(outcomes: Sequence[Outcome], **changes: Any) -> dict[str, Any]:
         "recipe": "tiny", "command": "python -m benchmarks.ladder tiny.toml", "complete": True, "metric": "miou",
         "seeds": [0, 1], "budget": {"rung": 24, "warm_up": 0}, "out": "runs", "devices": ["cpu"], "torch": ["2.6"],
         "rungs": rungs, "scores": summarize(outcomes, "miou"), "selection": rank_correlation(outcomes),
+        "runs": [vars(outcome) for outcome in outcomes],
     } | changes  # fmt: skip
 
 
@@ -328,6 +329,13 @@ def test_the_page_shows_every_rung_and_says_when_it_is_partial() -> None:
     assert any(row.startswith(f"| as configured | {NONE}") for row in rows)
     assert "**Partial**" in page
     assert "**Partial**" not in markdown(result_of(outcomes), "tiny.svg")
+
+
+def test_the_page_says_which_rungs_are_of_which_device() -> None:
+    outcomes = [outcome("source_only", 0, 20.0), outcome("oracle", 0, 40.0, device="an abacus")]
+    page = markdown(result_of(outcomes) | {"devices": ["an abacus", "cpu"]}, "tiny.svg")
+    assert "another one rounds otherwise: cpu: source-only; an abacus: oracle." in page
+    assert "rounds otherwise" not in markdown(result_of(outcomes), "tiny.svg")
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
