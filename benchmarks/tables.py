@@ -25,7 +25,6 @@ STREETS = {
     "released": "BAFFT as released, Lab translation",
     "paper": "BAFFT as in the paper, Lab translation",
     CONFIGURED: "`configs/streets.toml`: matching, Lab translation, ClassMix",
-    "with_adversary": "the same, with the adversary",
     "isia_aim": "the same, with ISIA and AIM",
     "no_alignment": "the same, without matching",
     "no_image_level": "the same, without translation",
@@ -42,7 +41,6 @@ PARTS = {
     "no_image_level": "without translated images",
     "no_stage2": "without stage 2",
     "no_alignment": "without matching",
-    "with_adversary": "with the adversary",
     "isia_aim": "with ISIA and AIM in stage 2",
 }
 
