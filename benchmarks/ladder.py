@@ -87,7 +87,7 @@ def _parser() -> Parser:
     parser.add_argument("--metric", default="miou", metavar="CLASS", help="class whose IoU counts (mean of all)")
     parser.add_argument("--steps-scale", type=_scale, default=1.0, metavar="X", help="factor of all updates (1)")
     parser.add_argument("--jobs", type=at_least_one, default=1, metavar="N", help="runs at once (1)")
-    parser.add_argument("--known", type=Path, metavar="FILE", help="results of earlier, whose runs are not made again")
+    parser.add_argument("--known", type=Path, metavar="FILE", help="results of an earlier ladder, not made again")
     parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE", help="as of the scripts")
     parser.add_argument("--list", action="store_true", help="say what would be run")
     parser.add_argument("--report-only", action="store_true", help="write the results of what is finished")
