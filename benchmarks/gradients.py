@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here, too")
     arguments = parser.parse_args(argv)
     subject = Subject.read(arguments.run)
+    made = origin("benchmarks.gradients", argv, subject.state.device)
     updates = min(arguments.updates, subject.stage.last_step)
     if updates < arguments.updates:
         say(f"note: the run has {updates} updates in all")
@@ -52,7 +53,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, of in terms.items():
         say(f"{name:<14}" + "".join(f"{of[key]:>10.2g}" for key in COLUMNS))
     if arguments.json:
-        made = origin("benchmarks.gradients", argv, subject.state.device)
         write_json(arguments.json, {**made, "run": str(arguments.run), "updates": updates, "terms": terms})
 
 

@@ -206,11 +206,10 @@ class Ladder:
     def write(self) -> Path:
         """Write the results of what is finished; the JSON file."""
         result = self.result()
-        stem = self.json.with_suffix("")
         write_json(self.json, result)
-        files = {".md": markdown(result, f"{stem.name}.svg"), ".svg": chart(result)}
-        for suffix, text in files.items():
-            with atomic_write(stem.with_suffix(suffix)) as temporary:
+        page, picture = (self.json.with_suffix(suffix) for suffix in (".md", ".svg"))
+        for file, text in ((page, markdown(result, picture.name)), (picture, chart(result))):
+            with atomic_write(file) as temporary:
                 temporary.write_text(text, encoding="utf-8")
         return self.json
 

@@ -60,13 +60,8 @@ def union(*sources: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
 def made_with(runs: Iterable[RunRecord]) -> dict[str, list[str]]:
     """Devices, torch versions and commits of runs."""
     manifests = [run.manifest for run in runs]
-    return union(
-        *(
-            {
-                "devices": [manifest["device"]],
-                "torch": [manifest["packages"]["torch"]],
-                "commits": [str(manifest["commit"])],
-            }
-            for manifest in manifests
-        )
-    )
+    return {
+        "devices": sorted({manifest["device"] for manifest in manifests}),
+        "torch": sorted({manifest["packages"]["torch"] for manifest in manifests}),
+        "commits": sorted({str(manifest["commit"]) for manifest in manifests}),
+    }

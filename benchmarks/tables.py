@@ -140,6 +140,7 @@ TRANSLATION = (
     Figure("`lab`, an image and its target", "data, lab, an image and its target", "formulas as written, every pixel"),
     Figure("`histogram`, an image and its target", "data, histogram, an image and its target", "pixels sorted"),
 )
+BESIDE_THE_PLAIN_WAY = ("", "here", "plain way", "times")
 LOOPS = {"pooled once": "each region pooled once", "re-pooled per pair": "pooled again for each pair"}
 PARTS_OF_AN_UPDATE = {  # row -> the parts of benchmarks.profile that it sums
     "source: forward": ("source forward",),
@@ -173,7 +174,7 @@ def alignment(of: Results) -> list[str]:
     for result in of("alignment_cpu")["results"]:
         modes, _, loop = result["name"].removeprefix("alignment, ").partition(" / ")
         rows.append([modes, *_timed(result, LOOPS[loop])])
-    return markdown_table(("", "here", "plain way", "times"), rows)
+    return markdown_table(BESIDE_THE_PLAIN_WAY, rows)
 
 
 def stream(of: Results) -> list[str]:
@@ -205,7 +206,7 @@ def _unlisted(result: Mapping[str, Any]) -> list[str]:
 def _figures(figures: Sequence[Figure], result: Mapping[str, Any]) -> list[str]:
     by_name = {case["name"]: case for case in result["results"]}
     rows = [[figure.title, *_timed(by_name[figure.case], figure.plain, figure.calls)] for figure in figures]
-    return markdown_table(("", "here", "plain way", "times"), rows)
+    return markdown_table(BESIDE_THE_PLAIN_WAY, rows)
 
 
 def _timed(result: Mapping[str, Any], plain: str, calls: int = 1) -> tuple[str, str, str]:

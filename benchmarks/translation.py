@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         copy = (arguments.translated or runs / "translated") / method
         domains[method] = _as_target(config, {**config.source, "root": str(copy)})
     domains["target"] = config
+    made = origin("benchmarks.translation", argv, device)
     # All of them before the first score: a copy that is missing is said now.
     loaders = {name: build.prediction_loader(own, "val", classes, labelled=True) for name, own in domains.items()}
     scores = {name: _scores(loader, classes, network, normalize) for name, loader in loaders.items()}
@@ -61,7 +62,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         say(f"{method}: {scores[method]['miou']:.2f} mIoU, {share:.0%} of the way from {low:.2f} to {high:.2f}")
     if arguments.json:
         judge = {"step": weights.meta.get("step"), "sha256": weights.sha256}
-        made = origin("benchmarks.translation", argv, device)
         write_json(
             arguments.json, {**made, "config": path.stem, "oracle": judge, "gap_closed": closed, "scores": scores}
         )
