@@ -31,7 +31,12 @@ SCRIPTS = {
 FINISHED = {"pseudo_label": "thresholds.json"}  # what a script writes last, manifest.json unless named here
 MATTERS = ("seed", "precision", "compile", "deterministic", "nonfinite", "bad_files")  # of [run], to the result
 # Settings younger than published runs: where they have these values, names stay as they were.
-LATER: dict[str, Any] = {"feature_strides": (), "freeze_backbone": False, "teacher_weights": "image"}
+LATER: dict[str, Any] = {
+    "feature_strides": (),
+    "freeze_backbone": False,
+    "teacher_weights": "image",
+    "random_turn": False,
+}
 OF_LESSONS = ("teacher_momentum", "teacher_threshold", "teacher_weights", "mask_block", "mask_ratio")
 
 

@@ -17,6 +17,8 @@ from dataset.toml import DataError
 MEAN_BGR = (104.00698793, 116.66876762, 122.67891434)
 MEAN_COLOUR = (123, 117, 104)  # the same, RGB, rounded: padding becomes about zero after normalisation
 
+_TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
+
 Label = TypeVar("Label", np.ndarray, None)
 
 
@@ -34,7 +36,8 @@ def resize(image: Image.Image, label: Label, size: tuple[int, int]) -> tuple[Ima
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """Paired random mirror (horizontal, probability 1/2) and random scale (factor uniform in 0.5..1.5).
+    """Paired random mirror (horizontal, probability 1/2), scale (factor uniform in 0.5..1.5) and turn (by 0, 90, 180 or
+    270 degrees, alike; where the wanted size is not square, by 0 or 180).
 
     After scaling, a window of the wanted size is taken at a random place; what lies outside the scaled image
     is `fill` (R, G, B) in the image and 255 in the label.
@@ -42,6 +45,7 @@ class Augment:
 
     mirror: bool = False
     scale: bool = False
+    turn: bool = False
     fill: tuple[int, int, int] = MEAN_COLOUR
 
     def __call__(
@@ -54,16 +58,20 @@ class Augment:
         """An RGB image of any size and a label (h,w) uint8 -> both at `size` (W,H).
 
         Image and label are resampled once, from their own sizes. All randomness comes from `rng`, and always
-        as four draws, so that switching one augmentation on or off does not change the other.
+        as five draws, so that switching one augmentation on or off does not change the others.
         """
-        factor, across, down, flip = rng.random(4)
+        factor, across, down, flip, turn = rng.random(5)
         if self.scale:
             scaled = round(size[0] * (0.5 + factor)), round(size[1] * (0.5 + factor))
             image, label = resize(image, label, (max(1, scaled[0]), max(1, scaled[1])))
             image, label = self._window(image, label, size, (across, down))
         else:
             image, label = resize(image, label, size)
-        return _mirrored(image, label) if self.mirror and flip < 0.5 else (image, label)
+        if self.mirror and flip < 0.5:
+            image, label = _mirrored(image, label)
+        if self.turn:
+            image, label = _turned(image, label, int(turn * 4) if size[0] == size[1] else 2 * int(turn * 2))
+        return image, label
 
     def _window(
         self,
@@ -88,6 +96,13 @@ def _offset(free: int, place: float) -> int:
 
 def _mirrored(image: Image.Image, label: np.ndarray) -> tuple[Image.Image, np.ndarray]:
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), np.ascontiguousarray(label[:, ::-1])
+
+
+def _turned(image: Image.Image, label: np.ndarray, quarters: int) -> tuple[Image.Image, np.ndarray]:
+    """Both turned counterclockwise by `quarters` of a full turn, 0..3."""
+    if quarters == 0:
+        return image, label
+    return image.transpose(_TURNS[quarters]), np.ascontiguousarray(np.rot90(label, quarters))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,6 +114,7 @@ def test_without_config_a_script_means_the_released_settings() -> None:
         "save_pred_every": 5000,
         "random_mirror": False,
         "random_scale": False,
+        "random_turn": False,
     }
     assert {key: getattr(config.step1, key) for key in released} == released
     assert {key: getattr(config.step2, key) for key in released} == {
@@ -231,6 +232,7 @@ TRAINING_FLAGS = [  # flag, value, key, what the key then holds
     ("--num-prototype", "20", "{section}.num_prototype", 20),
     ("--random-mirror", None, "{section}.random_mirror", True),
     ("--random-scale", None, "{section}.random_scale", True),
+    ("--random-turn", None, "{section}.random_turn", True),
     ("--random-seed", "5", "run.seed", 5),
     ("--restore-from", "w.pth", "{section}.restore_from", "w.pth"),
     ("--save-pred-every", "11", "{section}.save_pred_every", 11),

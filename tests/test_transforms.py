@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -33,11 +34,11 @@ def coded(width: int, height: int, *, block: int = 1) -> tuple[Image.Image, np.n
 
 
 class FixedDraws(np.random.Generator):
-    """A generator whose draws (scale, x, y, flip) are chosen by the test."""
+    """A generator whose draws (scale, x, y, flip; turn) are chosen by the test."""
 
-    def __init__(self, *draws: float) -> None:
+    def __init__(self, *draws: float, turn: float = 0.0) -> None:
         super().__init__(np.random.PCG64(0))
-        self.draws = draws
+        self.draws = (*draws, turn)
 
     def random(self, size: int) -> np.ndarray:  # type: ignore[override]
         assert size == len(self.draws)
@@ -172,6 +173,47 @@ def test_window_reaches_both_ends() -> None:
     assert (left[0, 0], right[0, -1]) == (0, 9)
     assert left[0, -1] < 9
     assert right[0, 0] > 0
+
+
+# ---- turn ----
+
+
+@given(st.integers(1, 40), st.sampled_from(range(4)))
+def test_a_square_turns_by_every_quarter(side: int, quarters: int) -> None:
+    image, label = coded(side, side)
+    turned, turned_label = Augment(turn=True)(
+        image, label, (side, side), FixedDraws(0.5, 0.5, 0.5, 0.9, turn=(quarters + 0.5) / 4)
+    )
+    np.testing.assert_array_equal(turned_label, np.rot90(label, quarters))
+    np.testing.assert_array_equal(np.asarray(turned), np.rot90(np.asarray(image), quarters))
+
+
+@given(SIZES, st.integers(0, 2**32))
+def test_what_is_not_square_keeps_its_shape_and_may_stand_on_its_head(size: tuple[int, int], seed: int) -> None:
+    image, label = coded(*size)
+    pixels, turned = augmented(Augment(turn=True), image, label, size, seed)
+    np.testing.assert_array_equal(pixels[..., 0], 10 * turned)
+    if size[0] != size[1]:
+        assert any(np.array_equal(turned, expected) for expected in (label, np.rot90(label, 2)))
+
+
+@pytest.mark.parametrize(("size", "orientations"), [((12, 12), 8), ((12, 8), 4)])
+def test_mirror_and_turn_reach_every_orientation_alike(size: tuple[int, int], orientations: int) -> None:
+    image, _ = coded(*size)
+    label = np.arange(size[0] * size[1], dtype=np.uint8).reshape(size[::-1])
+    seen = Counter(
+        augmented(Augment(mirror=True, turn=True), image, label, size, seed)[1].tobytes() for seed in range(400)
+    )
+    assert len(seen) == orientations
+    assert min(seen.values()) > 400 / orientations / 2
+
+
+def test_a_turn_changes_neither_scale_nor_mirror() -> None:
+    image, label = coded(30, 30)
+    for seed in range(20):
+        _, plain = augmented(Augment(mirror=True, scale=True), image, label, (30, 30), seed)
+        _, turned = augmented(Augment(mirror=True, scale=True, turn=True), image, label, (30, 30), seed)
+        assert any(np.array_equal(turned, np.rot90(plain, quarters)) for quarters in range(4))
 
 
 def test_scale_and_mirror_draw_independently() -> None:

@@ -731,4 +731,4 @@ def _place(network: SegmentationNetwork, device: torch.device) -> SegmentationNe
 
 
 def _augment(stage: Stage) -> Augment:
-    return Augment(mirror=stage.random_mirror, scale=stage.random_scale)
+    return Augment(mirror=stage.random_mirror, scale=stage.random_scale, turn=stage.random_turn)

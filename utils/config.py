@@ -202,6 +202,7 @@ class Stage:
     power: float = 0.9
     random_mirror: bool = False
     random_scale: bool = False
+    random_turn: bool = False
     statistics: str = "both"
     split: str = "train"
     pseudo_labels: str = ""

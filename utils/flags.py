@@ -88,6 +88,7 @@ TRAINING = (
     Flag("--log-dir", "run.log_dir", str, "folder of TensorBoard files"),
     Flag("--random-mirror", "{section}.random_mirror", bool),
     Flag("--random-scale", "{section}.random_scale", bool),
+    Flag("--random-turn", "{section}.random_turn", bool, "by quarter turns: for images from above"),
     Flag("--compile", "run.compile", bool),
     Flag("--deterministic", "run.deterministic", bool),
     Flag("--keep", "{section}.keep", int, "latest snapshots that stay on the disk; 0: all"),
