@@ -11,7 +11,6 @@ they differ. The whole demo is timed by `python -m benchmarks.demo`, one iterati
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -21,6 +20,8 @@ import torch
 from benchmarks.origin import origin
 from benchmarks.timing import Result, duration, measure
 from utils.build import MISTAKES
+from utils.config import Parser
+from utils.flags import output_file
 from utils.log import device_name, say, write_json
 from utils.runtime import launch, pick_device
 
@@ -30,13 +31,11 @@ HEAD = f"{'':<54} {'fast':>10} {'naive':>10} {'faster':>8} {'MiB':>8}"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line, run, and write the JSON: its origin, and `results`, each with the fields of `Result`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which to run: {', '.join(MODULES)}; all by default")
     parser.add_argument("--quick", action="store_true", help="small inputs")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
-    parser.add_argument("--json", metavar="FILE", default="", help="also write the figures there")
+    parser.add_argument("--json", type=output_file, metavar="FILE", default="", help="also write the figures there")
     arguments = parser.parse_args(argv)
     for name in arguments.names:
         if name not in MODULES:

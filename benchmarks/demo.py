@@ -4,11 +4,13 @@
     python -m benchmarks.demo --seed 1 --out runs/demo1
 
 Renders the data, trains source-only, the control, stage 1 and stage 2, and ends with a table, a picture,
-`summary.json` and the pages of utils/report/. What an earlier, interrupted demo finished in the same folder is kept.
+`summary.json` and the pages of utils/report/. What an earlier, interrupted demo finished in the same folder is kept;
+one of other settings, or of a recipe that has changed since, is refused.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -24,8 +26,8 @@ from benchmarks.origin import made_with, module_command
 from dataset.corpora import Sample
 from dataset.labels import ClassTable
 from utils import build
-from utils.config import Config, Parser, build_config, read_config
-from utils.log import say, write_json
+from utils.config import Config, ConfigError, Parser, build_config, read_config
+from utils.log import plain, say, write_json
 from utils.run_folder import read_run
 from utils.runtime import launch
 from utils.sheet import contact_sheet
@@ -49,7 +51,8 @@ class Demo:
     def run(self) -> dict[str, Any]:
         """Everything from data to summary; returns the summary."""
         began = time.monotonic()
-        config = build_config(read_config(self.config), where=str(self.config))
+        config = self.recipe()
+        self.claim()
         self.render(config)
         self.train("source_only", "train_step1.py", recipe="_source_only")
         after = ["--restore-from", self.folder("source_only")]
@@ -63,6 +66,29 @@ class Demo:
         summary = self.report(config, time.monotonic() - began)
         self.pages()
         return summary
+
+    def recipe(self, suffix: str = "") -> Config:
+        """The recipe, or with a suffix the one beside it. Raises ConfigError for mistakes in it."""
+        path = self.beside(suffix)
+        return build_config(read_config(path), where=str(path))
+
+    def beside(self, suffix: str) -> Path:
+        """The file of a recipe, e.g. streets_control.toml for "_control"."""
+        return self.config.with_name(f"{self.config.stem}{suffix}.toml")
+
+    def claim(self) -> None:
+        """Note in the folder what its runs are made from. Raises ConfigError where they are made from something else:
+        they would be kept, and reported as of this command.
+        """
+        file = self.out / "settings.json"
+        recipes = {
+            self.beside(suffix).name: self.recipe(suffix).to_dict() for suffix in ("", "_source_only", "_control")
+        }
+        own = plain({"seed": self.seed, "images": self.images, **recipes})
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else own
+        if other := [name for name, value in own.items() if found.get(name) != value]:
+            raise ConfigError(f"{self.out}: a demo with another {', '.join(other)}; remove it, or give another --out")
+        write_json(file, own)
 
     def folder(self, name: str) -> str:
         """The folder of one run."""
@@ -107,13 +133,12 @@ class Demo:
 
     def common(self, recipe: str = "", *, prediction: bool = False) -> list[str]:
         """Flags of every script: recipe, seed, and this demo's data."""
-        path = self.config.with_name(f"{self.config.stem}{recipe}.toml")
         target = str(self.out / "data" / "Cityscapes")
         data = ["--data-dir", target]
         if not prediction:
             data = ["--data-dir", str(self.out / "data" / "gta5_deeplab"), "--data-dir-target", target]
             data += ["--override", "run.report=false"]  # `pages` makes them all
-        return ["--config", str(path), "--random-seed", str(self.seed), *data]
+        return ["--config", str(self.beside(recipe)), "--random-seed", str(self.seed), *data]
 
     def call(self, *command: str) -> None:
         """Run a script as a user would; its output is the demo's. Stops the demo with the script's exit code."""

@@ -27,7 +27,7 @@ from utils import build
 from utils.checkpoint import load_last
 from utils.config import Config, ConfigError, Parser, Stage, build_config
 from utils.engine import Pair, Recipe, TrainState, accumulate
-from utils.flags import at_least_one
+from utils.flags import at_least_one, output_file
 from utils.log import progress, say, write_json
 from utils.nonfinite import remembered
 from utils.runtime import launch, pick_device, seed_everything
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run (--snapshot-dir)")
     parser.add_argument("--updates", type=at_least_one, default=8, metavar="N", help="updates to average over (8)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here, too")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the numbers here, too")
     arguments = parser.parse_args(argv)
     subject = Subject.read(arguments.run)
     made = origin("benchmarks.gradients", argv, subject.state.device)

@@ -15,7 +15,7 @@ from benchmarks.origin import origin
 from benchmarks.pseudo_labels import follow
 from utils.build import MISTAKES
 from utils.config import Parser
-from utils.flags import at_least_one
+from utils.flags import at_least_one, output_file
 from utils.log import say, write_json
 from utils.runtime import launch
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=at_least_one, default=300, help="length of the stream")
     parser.add_argument("--folder", default=".", help="where cache and PNGs go, and are removed again")
     parser.add_argument("--threads", type=at_least_one, default=1, help="processors that torch may use")
-    parser.add_argument("--json", metavar="FILE", default="", help="also write the figures there")
+    parser.add_argument("--json", type=output_file, metavar="FILE", default="", help="also write the figures there")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     made = origin("benchmarks.stream", argv, torch.device("cpu"))

@@ -25,6 +25,7 @@ from dataset.transforms import Normalize
 from dataset.translation import COPIES
 from utils import build
 from utils.config import Config, Parser, build_config, read_config
+from utils.flags import output_file
 from utils.inference import predict
 from utils.log import say, write_json
 from utils.metrics import ConfusionMatrix
@@ -73,7 +74,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--oracle", default="", metavar="RUN", help="default: runs/<name>_oracle/step1")
     parser.add_argument("--translated", type=Path, metavar="DIR", help="default: runs/<name>/translated")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
-    parser.add_argument("--json", default="", metavar="FILE", help="also write the scores there")
+    parser.add_argument("--json", type=output_file, default="", metavar="FILE", help="also write the scores there")
     return parser.parse_args(argv)
 
 

@@ -112,6 +112,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> Parser:
+    from utils.flags import output_file
+
     workers = "default: one per processor; 0: none"
     parser = Parser(prog="python -m dataset.tile", description=__doc__)
     parser.add_argument("corpus", nargs="?", help="a shipped table of photographs, e.g. inria")
@@ -130,7 +132,7 @@ def _parser() -> Parser:
     parser.add_argument("--val-fraction", type=float, metavar="SHARE", help="share of photographs drawn for validation")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of that draw (default: 0)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help=f"processes ({workers})")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the summary as JSON, too")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the summary as JSON, too")
     return parser
 
 

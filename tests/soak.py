@@ -29,6 +29,7 @@ from tests.fuzz import CASES
 from tests.kill import WAYS, Stand, start_server, torture
 from utils.build import MISTAKES
 from utils.config import Parser
+from utils.flags import output_file
 from utils.log import say, write_json
 from utils.runtime import launch
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--cases", type=int, default=100_000, help="random inputs in all")
     parser.add_argument("--minutes", type=float, default=30, help="after which nothing new is begun")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="of the moments")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the tally there")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the tally there")
     arguments = parser.parse_args(argv)
     end = time.monotonic() + 60 * arguments.minutes
     made = origin("tests.soak", argv, torch.device("cpu"))

@@ -189,12 +189,15 @@ def test_the_command_prints_a_table_and_writes_the_same_figures(script: Script, 
     [
         (("aligment",), "there is no benchmark 'aligment'; choose from alignment,"),
         (("alignment", "--device", "tpu"), "'tpu' is unknown; use auto, cpu, cuda"),
+        (("alignment", "--quik"), "unknown argument --quik (did you mean --quick?)"),
+        (("alignment", "--json", "tests"), "--json: tests is a folder; name a file in it"),
     ],
 )
 def test_a_mistake_is_one_line(script: Script, arguments: tuple[str, ...], message: str) -> None:
     code, _, errors = script("benchmarks", *arguments)
     assert code == 2
-    assert message in errors.splitlines()[-1]
+    [line] = errors.splitlines()
+    assert message in line
 
 
 @pytest.mark.parametrize(

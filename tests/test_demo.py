@@ -11,6 +11,7 @@ from PIL import Image
 
 from benchmarks import demo
 from tests.conftest import ROOT, Script
+from utils.config import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = {r"num_steps = \d+": "num_steps = 2", r"save_pred_every = \d+": "save_pred_every = 2"}
@@ -70,3 +71,13 @@ def test_the_demo_ends_with_table_picture_summary_and_page(
     called.clear()
     demo.main(command)
     assert not {"train_step1.py", "Generate_Pseudo_Label.py", "train_step2.py"} & set(called), "kept"
+
+    called.clear()
+    for changed in (["--seed", "1"], ["--images", "3", "1", "3", "1"]):
+        with pytest.raises(ConfigError, match=f"another {changed[0].strip('-')}; remove it"):
+            demo.main([*command, *changed])
+    control = recipe.with_name("streets_control.toml")
+    control.write_text(control.read_text().replace("num_steps = 2", "num_steps = 3"))
+    with pytest.raises(ConfigError, match=r"another streets_control\.toml; remove it"):
+        demo.main(command)
+    assert not called, "refused before anything is drawn over"

@@ -300,15 +300,17 @@ def hand_over(config: Config, name: str) -> Config:
 
 def report_files(parser: Parser) -> None:
     """The flags that write a report's tables."""
-    parser.add_argument("--csv", default="", metavar="FILE", help="write the scores as CSV, too")
-    parser.add_argument("--markdown", default="", metavar="FILE", help="write the scores as Markdown, too")
+    parser.add_argument("--csv", type=output_file, default="", metavar="FILE", help="write the scores as CSV, too")
+    parser.add_argument(
+        "--markdown", type=output_file, default="", metavar="FILE", help="write the scores as Markdown, too"
+    )
 
 
 def _parser(description: str, flags: Sequence[Flag]) -> Parser:
     parser = Parser(description=description)
     parser.add_argument("--config", help="TOML file (default: GTA5 -> Cityscapes)")
     parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE", help="any key, e.g. run.seed=1")
-    parser.add_argument("--json", default="", metavar="FILE", help="write the result as JSON, too")
+    parser.add_argument("--json", type=output_file, default="", metavar="FILE", help="write the result as JSON, too")
     parser.add_argument("--cpu", action="store_true", help="run on the CPU")
     parser.add_argument("--gpu", type=int, help="number of the CUDA device")
     parser.add_argument("--download", action="store_true", help="allow torchvision's or timm's hub to fetch weights")
@@ -398,6 +400,22 @@ def at_least_one(text: str) -> int:
     return int(text)
 
 
+def output_file(text: str) -> str:
+    """Where a result may be written once there is one, after hours perhaps; empty for nowhere.
+
+    Raises ArgumentTypeError for a folder, and where no file can be made.
+    """
+    path = Path(text)
+    if not text:
+        return text
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder; name a file in it")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text}: {above} is no folder that can be written to; name a file elsewhere")
+    return text
+
+
 def assignment(text: str) -> tuple[str, Any]:
     """Path and value of `KEY=VALUE`; the value is TOML, and text where it is not."""
     key, separator, value = text.partition("=")
@@ -418,14 +436,8 @@ def _check_ignore_label(arguments: argparse.Namespace) -> None:
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:
-    """Results are written after hours: refuse at once a file that cannot be, or that two flags name."""
+    """Refuse a file that two flags name: the later result would replace the earlier one."""
     flags = {f"--{name}": Path(value) for name in REPORTS if (value := getattr(arguments, name, ""))}
-    for flag, path in flags.items():
-        if path.is_dir():
-            raise ConfigError(f"{flag} {path}: this is a folder; name a file in it")
-        above = next(folder for folder in path.absolute().parents if folder.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK):
-            raise ConfigError(f"{flag} {path}: {above} is no folder that can be written to; name a file elsewhere")
     if len({path.absolute() for path in flags.values()}) < len(flags):
         raise ConfigError(f"{', '.join(flags)}: each needs a file of its own")
 
