@@ -28,9 +28,10 @@ from utils import build
 from utils.checkpoint import load_last
 from utils.config import ConfigError, Parser
 from utils.flags import at_least_one
+from utils.inference import output_of
 from utils.log import progress, say, write_json
 from utils.run_folder import SELECTION, RunRecord, read_run
-from utils.runtime import autocast, launch, pick_device
+from utils.runtime import launch, pick_device
 from utils.selection import CRITERIA, CRITERION, Labels, Tally, agreement, choose, label_map, spearman
 from utils.snapshots import snapshots
 
@@ -141,10 +142,9 @@ class _Gaze:
         """Per image: probabilities (C, h, w), those of its mirror image turned back, features (D, h, w)."""
         batch: Batch
         for batch in progress(self.loader, total=self.loader.num_images, description=what, unit="image"):
-            images = normalize(batch.images.to(self.device))
-            both = torch.cat([images, images.flip(-1)]).contiguous(memory_format=torch.channels_last)
-            with autocast(self.device, self.precision):
-                output = network(both)
+            images = batch.images.to(self.device)
+            both = torch.cat([images, images.flip(-1)])
+            output = output_of(network, both, normalize=normalize, precision=self.precision)
             answer, mirrored = output.logits.float().softmax(dim=1)
             yield answer, mirrored.flip(-1), output.features[0]
 

@@ -34,7 +34,7 @@ from model.extras.teacher import PseudoLabels, Teacher, confident
 from model.regions import IGNORE
 from utils.checkpoint import require_keys, restore_rng, rng_state
 from utils.config import Config, Stage
-from utils.inference import upsample
+from utils.inference import output_of, upsample
 from utils.log import progress
 from utils.nonfinite import is_bad, remembered
 from utils.pseudo_label import labels_with_confidence
@@ -373,8 +373,7 @@ def _lesson_part(state: TrainState, recipe: Recipe, source: Any, target: Any, *,
 @torch.no_grad()
 def _teachers_labels(teacher: Teacher, recipe: Recipe, images: Tensor) -> PseudoLabels:
     """Of target images (B, 3, H, W) uint8, as the spec makes pseudo labels: softmax, then upsampled (3.6)."""
-    with autocast(images.device, recipe.precision):
-        logits = teacher(recipe.normalize(images).contiguous(memory_format=torch.channels_last)).logits
+    logits = output_of(teacher, images, normalize=recipe.normalize, precision=recipe.precision).logits
     found = [labels_with_confidence(scores.float().softmax(dim=0), images.shape[-2:]) for scores in logits]
     confidence, labels = (torch.stack(maps) for maps in zip(*found, strict=True))
     settings = recipe.lessons
@@ -387,14 +386,11 @@ def _forward(method: BAFFT, recipe: Recipe, batch: Any, *, domain: str) -> tuple
     The batch moves the running statistics if `recipe.statistics` names its domain, or both; a lesson never does.
     """
     moving = ("source", "target") if recipe.statistics == "both" else (recipe.statistics,)
-    still = domain not in moving
-    with recipe.part(f"{domain} forward"):
-        images = recipe.normalize(batch.images).contiguous(memory_format=torch.channels_last)
-        statistics = frozen_statistics(method.network) if still else contextlib.nullcontext()
-        with statistics, autocast(images.device, recipe.precision):
-            output = method.network(images)
+    statistics = contextlib.nullcontext() if domain in moving else frozen_statistics(method.network)
+    with recipe.part(f"{domain} forward"), statistics:
+        output = output_of(method.network, batch.images, normalize=recipe.normalize, precision=recipe.precision)
     with recipe.part(f"{domain} softmax"):
-        log_probabilities = F.log_softmax(upsample(output.logits.float(), images.shape[-2:]), dim=1)
+        log_probabilities = F.log_softmax(upsample(output.logits.float(), batch.images.shape[-2:]), dim=1)
     return output, log_probabilities
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from utils.nonfinite import NOT_NUMBERS, NonFiniteError
 from utils.runtime import autocast, prefetch
 from utils.strips import class_map
+
+Output = TypeVar("Output")
 
 
 class Prediction(NamedTuple):
@@ -97,15 +99,17 @@ def scores(
     Of several views the probabilities are averaged, on the feature grid of the largest; their logarithm is returned,
     which is what softmax turns back into them.
     """
+
+    def answer(shown: Tensor) -> Tensor:
+        return output_of(network, shown, normalize=normalize, precision=precision).logits.float()
+
     if views.plain:
-        return _logits(network, images, normalize, precision)
+        return answer(images)
     total: Tensor | None = None
     for scale in sorted(views.scales, reverse=True):
         shown = _scaled(images, scale)
         for mirrored in (False, True) if views.flip else (False,):
-            logits = _logits(network, shown.flip(-1) if mirrored else shown, normalize, precision)
-            if mirrored:
-                logits = logits.flip(-1)
+            logits = answer(shown.flip(-1)).flip(-1) if mirrored else answer(shown)
             grid = logits.shape[-2:] if total is None else total.shape[-2:]
             probabilities = upsample(logits, grid).softmax(dim=1)
             total = probabilities if total is None else total + probabilities
@@ -114,10 +118,13 @@ def scores(
     return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()
 
 
-def _logits(network: nn.Module, images: Tensor, normalize: Callable[[Tensor], Tensor], precision: str) -> Tensor:
+def output_of(
+    network: Callable[[Tensor], Output], images: Tensor, *, normalize: Callable[[Tensor], Tensor], precision: str
+) -> Output:
+    """What a network makes of images (B, 3, H, W) uint8 RGB on its device, as all of this code shows them to it."""
     shown = normalize(images).contiguous(memory_format=torch.channels_last)
     with autocast(shown.device, precision):
-        return network(shown).logits.float()
+        return network(shown)
 
 
 def _scaled(images: Tensor, scale: float) -> Tensor:

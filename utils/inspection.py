@@ -26,8 +26,9 @@ from utils import build
 from utils.config import Config, Stage
 from utils.diagnostics import Divergence, RegionSet, coverage
 from utils.evaluation import labels_and_confidence
+from utils.inference import output_of
 from utils.metrics import ConfusionMatrix
-from utils.runtime import autocast, pick_device
+from utils.runtime import pick_device
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -86,11 +87,9 @@ class Lens:
         device = next(network.parameters()).device
         for index in range(len(dataset)):
             image, label, name = dataset[index]
-            shown = self.normalize(image[None].to(device)).contiguous(memory_format=torch.channels_last)
             training = network.training
             network.eval()
-            with autocast(device, self.precision):
-                output = network(shown)
+            output = output_of(network, image[None].to(device), normalize=self.normalize, precision=self.precision)
             network.train(training)
             yield image, output, label, name
 
