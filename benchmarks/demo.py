@@ -10,11 +10,10 @@ one of other settings, or of a recipe that has changed since, is refused.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,10 @@ from benchmarks.origin import made_with, module_command
 from dataset.corpora import Sample
 from dataset.labels import ClassTable
 from utils import build
-from utils.config import Config, ConfigError, Parser, build_config, read_config
-from utils.log import plain, say, write_json
-from utils.run_folder import read_run
+from utils.config import Config, ConfigError, Parser, build_config, completed, read_config
+from utils.log import say, write_json
+from utils.resume import changes
+from utils.run_folder import read_json, read_run
 from utils.runtime import launch
 from utils.sheet import contact_sheet
 from utils.tables import format_columns
@@ -52,8 +52,10 @@ class Demo:
         """Everything from data to summary; returns the summary."""
         began = time.monotonic()
         config = self.recipe()
-        self.claim()
+        settings = self.settings()
+        self.require_same(settings)
         self.render(config)
+        write_json(self.note, settings)
         self.train("source_only", "train_step1.py", recipe="_source_only")
         after = ["--restore-from", self.folder("source_only")]
         self.train("control", "train_step1.py", recipe="_control", flags=after)
@@ -76,19 +78,28 @@ class Demo:
         """The file of a recipe, e.g. streets_control.toml for "_control"."""
         return self.config.with_name(f"{self.config.stem}{suffix}.toml")
 
-    def claim(self) -> None:
-        """Note in the folder what its runs are made from. Raises ConfigError where they are made from something else:
-        they would be kept, and reported as of this command.
-        """
-        file = self.out / "settings.json"
+    @property
+    def note(self) -> Path:
+        """Where the folder says what its runs are made from."""
+        return self.out / "settings.json"
+
+    def settings(self) -> dict[str, Any]:
+        """What the runs are made from."""
         recipes = {
             self.beside(suffix).name: self.recipe(suffix).to_dict() for suffix in ("", "_source_only", "_control")
         }
-        own = plain({"seed": self.seed, "images": self.images, **recipes})
-        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else own
-        if other := [name for name, value in own.items() if found.get(name) != value]:
-            raise ConfigError(f"{self.out}: a demo with another {', '.join(other)}; remove it, or give another --out")
-        write_json(file, own)
+        return {"seed": self.seed, "images": list(self.images), "recipes": recipes}
+
+    def require_same(self, settings: Mapping[str, Any]) -> None:
+        """Raise ConfigError where runs in the folder are made from something else: kept, they would be reported as of
+        this command."""
+        found = read_json(self.note)
+        if not found and not any(Path(self.folder(name)).exists() for name in RUNS):
+            return
+        recipes = {name: completed(recipe) for name, recipe in found.get("recipes", {}).items()}
+        if other := changes({**found, "recipes": recipes}, settings):
+            reason = f"a demo of other settings ({other[0]})" if found else "runs that no demo has noted"
+            raise ConfigError(f"{self.out} holds {reason}; remove it, or give another --out")
 
     def folder(self, name: str) -> str:
         """The folder of one run."""

@@ -34,7 +34,7 @@ class SegmentationDataset(Dataset[Example]):
     samples: as `Corpus.samples` gives them; a sample without a label gives one that is 255 throughout.
     decoding: how label files become train ids; may be None when no sample has a label.
     size: (W,H) of image and label, or None for the image's own size.
-    augment: random mirror and scale; the draws at a position depend on (seed, stream, position) alone.
+    augment: random mirror, scale and turn; the draws at a position depend on (seed, stream, position) alone.
     native_labels: keep each label at its own size (validation); an unlabelled image then gives its own size.
     cache: where images resized to `size` are kept; unused where that is None or the scale is random.
     translate: gives images the style of others before they are augmented; the style drawn at a position depends on

@@ -201,6 +201,42 @@ def test_a_mistake_is_one_line(script: Script, arguments: tuple[str, ...], messa
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        ("benchmarks.gradients", "runs/gone"),
+        ("benchmarks.stream", "--images", "1"),
+        ("benchmarks.translation", "gone.toml"),
+        ("dataset.tile", "inria", "--root", "gone", "--output", "tiles"),
+        ("tests.soak", "--kills", "0", "--cases", "0"),
+    ],
+    ids=lambda command: command[0],
+)
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("here", "here is a folder; name a file in it"),
+        ("file/below.json", "file: Not a directory"),
+        ("dangling/below.json", "dangling: No such file"),
+        (f"{'long' * 62}.json", "File name too long"),
+    ],
+)
+def test_where_no_result_can_be_written_nothing_is_measured(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], place: str, reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("gone")
+    before = sorted(tmp_path.iterdir())
+    code, printed, errors = script(*command, "--json", place)
+    assert (code, printed) == (2, "")
+    [line] = errors.splitlines()
+    assert "--json" in line
+    assert reason in line
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
     "layer",
     [
         nn.Conv2d(8, 6, 3, stride=2, padding=1),

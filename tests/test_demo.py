@@ -73,11 +73,28 @@ def test_the_demo_ends_with_table_picture_summary_and_page(
     assert not {"train_step1.py", "Generate_Pseudo_Label.py", "train_step2.py"} & set(called), "kept"
 
     called.clear()
-    for changed in (["--seed", "1"], ["--images", "3", "1", "3", "1"]):
-        with pytest.raises(ConfigError, match=f"another {changed[0].strip('-')}; remove it"):
+    note = out / "settings.json"
+    older = json.loads(note.read_text())
+    del older["recipes"]["streets.toml"]["step1"]["random_turn"]
+    note.write_text(json.dumps(older))
+    demo.main(command)  # a setting that the note is older than is no difference
+
+    called.clear()
+    for changed, named in ((["--seed", "1"], "seed: 0 -> 1"), (["--images", "3", "1", "3", "1"], "images: ")):
+        with pytest.raises(ConfigError, match=f"a demo of other settings \\({named}.*remove it"):
             demo.main([*command, *changed])
     control = recipe.with_name("streets_control.toml")
-    control.write_text(control.read_text().replace("num_steps = 2", "num_steps = 3"))
-    with pytest.raises(ConfigError, match=r"another streets_control\.toml; remove it"):
+    kept = control.read_text()
+    control.write_text(kept.replace("num_steps = 2", "num_steps = 3"))
+    with pytest.raises(ConfigError, match=r"streets_control\.toml\.step1\.num_steps: 2 -> 3"):
         demo.main(command)
+    control.write_text(kept)
+    for damage, named in (("{", "damaged"), ("[]", "no JSON object")):
+        note.write_text(damage)
+        with pytest.raises(ConfigError, match=named):
+            demo.main(command)
+    note.unlink()
+    with pytest.raises(ConfigError, match="runs that no demo has noted; remove it"):
+        demo.main(command)
+    assert not note.exists()
     assert not called, "refused before anything is drawn over"

@@ -193,7 +193,7 @@ def test_without_a_whole_one_nothing_is_offered(tmp_path: Path) -> None:
         ({"step1": {"optimizer": "adamw"}}, r"another optimizer"),
         ({"source": {"train_list": "shorter.txt"}}, r"other files of the source"),
         ({"target": {"train_list": "shorter.txt"}}, r"other files of the target"),
-        ({"step1": {"num_prototype": 3}}, r"does not fit"),
+        ({"step1": {"num_prototype": 3}}, r"num_prototype: 1 -> 3.*banks"),
     ],
 )
 def test_what_would_spoil_a_run_is_refused(
@@ -211,6 +211,20 @@ def test_what_would_spoil_a_run_is_refused(
         train(world, folder, "--continue-train", **sections)
     assert "config.toml" in str(refusal.value)
     assert (folder / LAST).read_bytes() == before
+
+
+def test_a_setting_that_an_older_run_did_not_know_is_no_difference(
+    world: Path, tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copy(finished, tmp_path / "run")
+    saved = load_last(folder)
+    for section in ("step1", "step2"):
+        del saved["meta"]["config"][section]["random_turn"]
+    save_last(folder, saved)
+    train(world, folder, "--continue-train")
+    output = capsys.readouterr().out
+    assert "note: differs from the interrupted run: step1.snapshot_dir" in output
+    assert "random_turn" not in output
 
 
 def test_moved_data_and_another_split_of_a_batch_are_no_obstacle(

@@ -451,6 +451,10 @@ def test_what_is_no_run_is_refused(tmp_path: Path, world: World, script: Script)
     code, _, errors = script("utils.report", str(world.base), "--images", "0")
     assert code == 2
     assert errors.endswith("argument --images: '0' is not a whole number of at least 1\n")
+    for place, reason in ((tmp_path, "is a folder; name a file in it"), ("all.json", "its numbers are written beside")):
+        code, _, errors = script("utils.report", str(world.base), "--out", str(place))
+        assert code == 2
+        assert reason in errors
     run = copied(world.base, tmp_path / "run")
     (run / "confusion.json").write_text("{", encoding="utf-8")
     code, _, errors = script("utils.report", str(run))

@@ -342,6 +342,11 @@ def build_config(data: Mapping[str, Any], *, where: str) -> Config:
     return config
 
 
+def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A whole configuration that was written down once, with the defaults of settings that are younger."""
+    return merge(Config(source={}, target={}).to_dict(), saved)
+
+
 def override(data: dict[str, Any], path: str, value: Any) -> None:
     """Set `data["a"]["b"]` for the path `a.b`, making sections on the way; ConfigError where one is no section."""
     *sections, key = path.split(".")

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import shlex
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -403,16 +404,18 @@ def at_least_one(text: str) -> int:
 def output_file(text: str) -> str:
     """Where a result may be written once there is one, after hours perhaps; empty for nowhere.
 
-    Raises ArgumentTypeError for a folder, and where no file can be made.
+    Tries it with an empty file, in the folder or where the folder will be made. Raises ArgumentTypeError.
     """
-    path = Path(text)
     if not text:
         return text
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a folder; name a file in it")
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{text}: {above} is no folder that can be written to; name a file elsewhere")
+    path = Path(text)
+    above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    try:
+        if path.is_dir():
+            raise argparse.ArgumentTypeError(f"{text} is a folder; name a file in it")
+        tempfile.NamedTemporaryFile(dir=above, prefix=f".{path.stem}.", suffix=f".tmp{path.suffix}").close()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text} cannot be written below {above}: {error.strerror}") from None
     return text
 
 

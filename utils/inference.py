@@ -1,6 +1,7 @@
 """Prediction as a stream: one pass of the network, whatever the consumer makes of it.
 
-Validation, PNG export and pseudo labels all read from `predict`; whoever brings images of their own calls `scores`.
+Validation, PNG export and pseudo labels all read from `predict`; whoever brings images of their own calls `scores`, and
+who wants features or gradients `output_of`.
 
 Geometry: B images, C classes, (H, W) the input size, (h, w) the feature grid.
 """
@@ -121,7 +122,10 @@ def scores(
 def output_of(
     network: Callable[[Tensor], Output], images: Tensor, *, normalize: Callable[[Tensor], Tensor], precision: str
 ) -> Output:
-    """What a network makes of images (B, 3, H, W) uint8 RGB on its device, as all of this code shows them to it."""
+    """What a segmentation network makes of images (B, 3, H, W) RGB on its device, uint8 or float in 0..255.
+
+    The one way from pixels to features, in training and without; mode and gradients are the caller's.
+    """
     shown = normalize(images).contiguous(memory_format=torch.channels_last)
     with autocast(shown.device, precision):
         return network(shown)

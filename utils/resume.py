@@ -31,8 +31,8 @@ def plain(value: Any) -> Any:
 def refusals(saved: Mapping[str, Any], meta: Mapping[str, Any], inputs: Mapping[str, Any]) -> Iterator[str]:
     """Why a run cannot go on from a saved state: `key: old -> new`, with what would come of it.
 
-    saved: the state; meta, inputs: what the run that wants to go on would write down. The networks' tensors and the
-    banks' are compared as they are loaded.
+    saved: the state; meta, inputs: what the run that wants to go on would write down. The networks' tensors
+    are compared as they are loaded.
     """
     old = saved["meta"]
     for change in changes(saved["architecture"], meta["architecture"]):
@@ -46,6 +46,9 @@ def refusals(saved: Mapping[str, Any], meta: Mapping[str, Any], inputs: Mapping[
     before, now = (images_per_update(entry["config"][entry["section"]]) for entry in (old, meta))
     if before != now:
         yield f"batch_size * iter_size: {before} -> {now}, so images would come twice or never"
+    before, now = (entry["config"][entry["section"]]["num_prototype"] for entry in (old, meta))
+    if before != now:
+        yield f"num_prototype: {before} -> {now}, so the banks would not hold what they held"
     yield from _other_translation(old["config"].get("translation", {}), meta["config"]["translation"])
     for domain, described in old.get("inputs", {}).items():
         before, now = (side[FILES] if isinstance(side, Mapping) else side for side in (described, inputs[domain]))

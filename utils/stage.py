@@ -30,7 +30,7 @@ from model.weights import Report, write_weights
 from utils import build
 from utils.board import heatmap, pairs_text
 from utils.checkpoint import LAST, PREVIOUS, CheckpointError, earlier_one, load_last, save_last
-from utils.config import Config, ConfigError, Stage
+from utils.config import Config, ConfigError, Stage, completed
 from utils.diagnostics import changed_pairs, row_percent
 from utils.engine import Losses, Pair, Recipe, TrainState, fit
 from utils.files import atomic_write, names_and_sizes
@@ -233,7 +233,7 @@ class TrainingRun:
         self.snapshot_step = meta.get("snapshot_step", self.state.step)
         self.guard.counts |= meta.get("counts", {})
         self._write_config()
-        for change in changes(meta["config"], self.config.to_dict()):
+        for change in changes(completed(meta["config"]), self.config.to_dict()):
             say(f"note: differs from the interrupted run: {change}")
         say(f"continuing {self.folder} after {self.state.step} updates")
 

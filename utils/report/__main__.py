@@ -16,7 +16,7 @@ from pathlib import Path
 
 from utils.build import MISTAKES
 from utils.config import Parser
-from utils.flags import at_least_one
+from utils.flags import at_least_one, output_file
 from utils.log import say
 from utils.report.write import write_reports
 from utils.runtime import launch
@@ -25,7 +25,8 @@ from utils.runtime import launch
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line, write the pages, say where they are."""
     arguments = _arguments(argv)
-    for path in write_reports(arguments.runs, baseline=arguments.baseline, out=arguments.out, images=arguments.images):
+    out = Path(arguments.out) if arguments.out else None
+    for path in write_reports(arguments.runs, baseline=arguments.baseline, out=out, images=arguments.images):
         say(f"report: {path}")
 
 
@@ -34,11 +35,16 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run (--snapshot-dir)")
     parser.add_argument("--baseline", type=Path, metavar="RUN", help="what each run is compared with (default: the "
                         "first of several; of a single one the run that it started from)")  # fmt: skip
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the page (of several: the comparison) here")
+    parser.add_argument(
+        "--out", type=output_file, default="", metavar="FILE", help="write the page (of several: the comparison) here"
+    )
     parser.add_argument(
         "--images", type=at_least_one, default=16, metavar="N", help="images of each domain to look at (16)"
     )
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if Path(arguments.out).suffix == ".json":
+        parser.error(f"--out {arguments.out}: this is the page, .html; its numbers are written beside it as .json")
+    return arguments
 
 
 if __name__ == "__main__":
