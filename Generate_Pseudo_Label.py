@@ -19,13 +19,14 @@ import numpy as np
 from PIL import Image
 
 from dataset.corpora import pseudo_label_name
-from utils import build
 from utils.background import in_background, write_png
 from utils.config import Config, PseudoLabels
 from utils.flags import PREDICTION, TRAINING, Options, next_command, parse
 from utils.inference import Views
 from utils.log import progress, say, write_json
+from utils.mistakes import MISTAKES
 from utils.outputs import unfinished
+from utils.prediction_run import PredictionRun, prediction_run
 from utils.pseudo_label import PseudoLabeler, ThresholdReport
 from utils.runtime import launch
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def generate(config: Config, options: Options) -> None:
     """Write the pseudo labels that the `[pseudo_label]` section describes."""
     settings, folder = config.pseudo_label, Path(config.pseudo_label.save)
-    run = build.prediction_run(
+    run = prediction_run(
         config,
         options,
         restore_from=settings.restore_from,
@@ -64,7 +65,7 @@ def generate(config: Config, options: Options) -> None:
     say(f"next: {next_command(options, ['train_step2.py'], flags=TRAINING, section='step2', hands=hands)}")
 
 
-def predict_and_write(run: build.PredictionRun, folder: Path, settings: PseudoLabels) -> ThresholdReport:
+def predict_and_write(run: PredictionRun, folder: Path, settings: PseudoLabels) -> ThresholdReport:
     """Every prediction, then the thresholds, then the PNGs; returns the thresholds."""
     width, height = settings.size
     with PseudoLabeler(
@@ -86,4 +87,4 @@ def write(folder: Path, named: tuple[str, np.ndarray]) -> None:
 
 
 if __name__ == "__main__":
-    launch(main, build.MISTAKES)
+    launch(main, MISTAKES)

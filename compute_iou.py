@@ -18,12 +18,13 @@ import numpy as np
 
 from dataset.corpora import UNFINISHED, Corpus, DataError, require_finished
 from dataset.labels import LabelDecoding, UnknownIdsError, train_id_decoding
-from utils import build, tables
+from utils import build, quick_check, tables
 from utils.background import in_background
 from utils.config import Parser
 from utils.evaluation import Evaluation
 from utils.flags import Flag, parse, report_files
 from utils.log import progress, say, write_json
+from utils.mistakes import MISTAKES
 from utils.runtime import launch
 
 FLAGS = (Flag("--num-workers", "run.num_workers", int, "threads that read and count; the scores are the same"),)
@@ -63,7 +64,7 @@ def score(
         if prediction is None:
             raise DataError(f"{path} has no prediction in {predictions}; run evaluate_cityscapes.py on this split")
         pairs.append((prediction, path))
-    build.refuse_train_ids(corpus, [path for _, path in pairs])
+    quick_check.refuse_train_ids(corpus, [path for _, path in pairs])
     decoding = train_id_decoding(len(evaluation.names))
 
     def count(pair: tuple[Path, Path]) -> Evaluation:
@@ -74,7 +75,7 @@ def score(
     counted = in_background(count, pairs, workers=workers)
     for part in progress(counted, total=len(pairs), description="score", unit="image"):
         evaluation.merge(part)
-    build.require_labelled_pixels(evaluation.confusion, f"{truth}: its labels")
+    quick_check.require_labelled_pixels(evaluation.confusion, f"{truth}: its labels")
     if found:
         say(f"note: {len(found)} predictions have no truth and were not scored, the first is {min(found.values())}")
 
@@ -127,4 +128,4 @@ def _stem(name: str, corpus: Corpus) -> str:
 
 
 if __name__ == "__main__":
-    launch(main, build.MISTAKES)
+    launch(main, MISTAKES)

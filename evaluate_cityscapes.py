@@ -25,14 +25,16 @@ import numpy as np
 from PIL import Image
 
 from dataset.labels import ClassTable, to_label_ids
-from utils import build, tables
+from utils import build, networks, quick_check, tables
 from utils.background import in_background, write_png
 from utils.config import Config, ConfigError, Parser
 from utils.evaluation import Evaluation, labels_and_confidence
 from utils.flags import EVALUATION, Options, next_command, parse, report_files
 from utils.inference import Prediction, Views
 from utils.log import progress, say, write_json
+from utils.mistakes import MISTAKES
 from utils.outputs import unfinished
+from utils.prediction_run import prediction_run
 from utils.runtime import launch
 
 
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         section="evaluate",
         flags=EVALUATION,
         extend=_arguments,
-        recorded=build.recorded_settings,
+        recorded=networks.recorded_settings,
     )
     evaluate(config, options)
 
@@ -55,7 +57,7 @@ def evaluate(config: Config, options: Options) -> None:
     classes = build.class_table(config, options.arguments)
     folders = _folders(config, options, classes)
     in_memory = options.arguments.in_memory
-    run = build.prediction_run(
+    run = prediction_run(
         config,
         options,
         restore_from=settings.restore_from,
@@ -86,7 +88,7 @@ def evaluate(config: Config, options: Options) -> None:
 
     result: dict[str, Any] = {"restore_from": str(run.weights.path), "sha256": run.weights.sha256, "images": run.total}
     if in_memory:
-        build.require_labelled_pixels(evaluation.confusion, f"the labels of target {settings.split}")
+        quick_check.require_labelled_pixels(evaluation.confusion, f"the labels of target {settings.split}")
         report = evaluation.report()
         tables.publish(report, csv_file=options.arguments.csv, markdown_file=options.arguments.markdown)
         result |= report.to_dict()
@@ -175,4 +177,4 @@ def _say_end(config: Config, options: Options, classes: ClassTable, folders: dic
 
 
 if __name__ == "__main__":
-    launch(main, build.MISTAKES)
+    launch(main, MISTAKES)

@@ -27,12 +27,13 @@ from dataset.inputs import Input, find_inputs
 from dataset.labels import ClassTable, to_label_ids
 from dataset.pictures import Picture, WholePicture, open_picture
 from dataset.toml import DataError
-from utils import build
+from utils import build, networks
 from utils.background import in_background
 from utils.config import Config, ConfigError, Parser, nearest
 from utils.flags import PICTURES, Options, parse, width_height
 from utils.inference import LEAST_SIDE, Views, scores
 from utils.log import progress, say, write_json
+from utils.mistakes import MISTAKES
 from utils.prediction import Predictor, Sight, TooLargeError, predict_film
 from utils.products import KINDS, Look, Products
 from utils.runtime import launch, pick_device, tune_kernels
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         section="evaluate",
         flags=PICTURES,
         extend=_arguments,
-        recorded=build.recorded_settings,
+        recorded=networks.recorded_settings,
     )
     classes = build.class_table(config, options.arguments)
     wanted, sight = _wanted(config, options, classes), _sight(config, options)
@@ -76,13 +77,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     device = pick_device(config.run.device)
     tune_kernels(device)
-    network, weights, report = build.trained_network(config.evaluate.restore_from, config, classes, device)
+    network, weights, report = networks.trained_network(config.evaluate.restore_from, config, classes, device)
     for line in report.lines:
         say(line)
     show = partial(
         scores,
         network,
-        normalize=build.normalizer(network, config, weights),
+        normalize=networks.normalizer(network, config, weights),
         precision=config.run.precision,
         views=Views(config.evaluate.scales, config.evaluate.flip),
     )
@@ -245,4 +246,4 @@ def _check_films(inputs: Sequence[Input], wanted: Wanted) -> None:
 
 
 if __name__ == "__main__":
-    launch(main, build.MISTAKES)
+    launch(main, MISTAKES)

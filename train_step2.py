@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from utils.build import MISTAKES
 from utils.flags import TRAINING, parse
+from utils.mistakes import MISTAKES
 from utils.runtime import launch
 from utils.stage import run_stage
 

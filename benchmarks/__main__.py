@@ -19,10 +19,10 @@ import torch
 
 from benchmarks.origin import origin
 from benchmarks.timing import Result, duration, measure
-from utils.build import MISTAKES
 from utils.config import Parser
 from utils.flags import output_file
 from utils.log import device_name, say, write_json
+from utils.mistakes import MISTAKES
 from utils.runtime import launch, pick_device
 
 MODULES = ("alignment", "iteration", "data", "pseudo_labels", "scoring")

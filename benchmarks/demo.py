@@ -27,6 +27,7 @@ from dataset.labels import ClassTable
 from utils import build
 from utils.config import Config, ConfigError, Parser, build_config, completed, read_config
 from utils.log import say, write_json
+from utils.mistakes import MISTAKES
 from utils.resume import changes
 from utils.run_folder import read_json, read_run
 from utils.runtime import launch
@@ -224,4 +225,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    launch(main, build.MISTAKES)
+    launch(main, MISTAKES)

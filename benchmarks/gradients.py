@@ -23,12 +23,13 @@ from torch import Tensor
 
 from benchmarks.origin import origin
 from dataset.labels import ClassTable
-from utils import build
+from utils import build, networks
 from utils.checkpoint import load_last
 from utils.config import Config, ConfigError, Parser, Stage, build_config
 from utils.engine import Pair, Recipe, TrainState, accumulate
 from utils.flags import at_least_one, output_file
 from utils.log import progress, say, write_json
+from utils.mistakes import MISTAKES
 from utils.nonfinite import remembered
 from utils.runtime import launch, pick_device, seed_everything
 
@@ -79,12 +80,12 @@ class Subject:
         stage: Stage = getattr(config, meta["section"])
         classes, device = build.class_table(config), pick_device(config.run.device)
         seed_everything(config.run.seed)
-        network, _ = build.network_and_report(config, "random", classes, device)
-        method = build.build_method(network, classes, config, stage, device)
+        network, _ = networks.network_and_report(config, "random", classes, device)
+        method = networks.build_method(network, classes, config, stage, device)
         state = TrainState.fresh(method, stage, device=device, precision="fp32")
         state.load_state_dict(saved)
         state.method.train()
-        recipe = Recipe.of(config, stage, build.normalizer(network, config))
+        recipe = Recipe.of(config, stage, networks.normalizer(network, config))
         if SOURCE not in recipe.active:
             raise ConfigError(f"{folder}: {SOURCE} has no weight there, nothing to compare with")
         if config.model.freeze_backbone:
@@ -148,4 +149,4 @@ def _norms(means: Mapping[str, Mapping[str, float]]) -> str:
 
 
 if __name__ == "__main__":
-    launch(main, build.MISTAKES)
+    launch(main, MISTAKES)

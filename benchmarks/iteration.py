@@ -23,7 +23,7 @@ from benchmarks.naive import Reference
 from benchmarks.timing import Case
 from dataset.loading import Batch
 from model.bafft import ALIGNMENT_LOSSES, BAFFT
-from utils import build
+from utils import build, networks
 from utils.config import DEFAULT_CONFIG, PRECISIONS, Config, Stage, build_config, override, read_config
 from utils.engine import Losses, Pair, Recipe, TrainState, frozen, train_step
 from utils.inference import upsample
@@ -90,10 +90,10 @@ class Iteration:
         stage, classes = getattr(config, section), build.class_table(config)
         seed_everything(0)
         tune_kernels(device)
-        network, _ = build.network_and_report(config, "random", classes, device)
+        network, _ = networks.network_and_report(config, "random", classes, device)
         if config.run.compile:
             compile_network(network, device)
-        method = build.build_method(network, classes, config, stage, device)
+        method = networks.build_method(network, classes, config, stage, device)
         for bank in (method.stuff_bank, method.thing_bank):
             bank.prototypes.normal_()
             bank.inserted.fill_(bank.slots + 1)
@@ -101,7 +101,7 @@ class Iteration:
         for group in (*state.optimizer.param_groups, *state.optimizer_d.param_groups):
             group["lr"] = 0.0
         method.train()
-        recipe = Recipe.of(config, stage, build.normalizer(network, config))
+        recipe = Recipe.of(config, stage, networks.normalizer(network, config))
         sizes = [build.input_size(config, domain) for domain in ("source", "target")]
         rng = np.random.default_rng(0)
 

@@ -44,6 +44,7 @@ from utils.files import atomic_write
 from utils.flags import assignment, at_least_one
 from utils.interrupts import exit_code
 from utils.log import say, write_json
+from utils.mistakes import MISTAKES
 from utils.run_folder import SELECTION, read_run
 from utils.runtime import launch
 
@@ -379,4 +380,4 @@ def _terminable() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    launch(main, build.MISTAKES)
+    launch(main, MISTAKES)

@@ -26,6 +26,7 @@ from utils.config import Config, Parser
 from utils.engine import Pair, Recipe, on_device, train_step
 from utils.flags import TRAINING, parse
 from utils.log import say, write_json
+from utils.mistakes import MISTAKES
 from utils.runtime import launch, peak_memory_mb, pick_device, prefetch
 
 SECTIONS = ("step1", "step2")
@@ -108,4 +109,4 @@ def _extend(parser: Parser) -> None:
 
 
 if __name__ == "__main__":
-    launch(main, build.MISTAKES)
+    launch(main, MISTAKES)

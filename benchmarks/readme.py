@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import TABLES, Results
-from utils.build import MISTAKES
 from utils.config import ConfigError, Parser
 from utils.files import atomic_write
 from utils.log import say, write_json
+from utils.mistakes import MISTAKES
 from utils.runtime import launch
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,10 +13,10 @@ import torch
 
 from benchmarks.origin import origin
 from benchmarks.pseudo_labels import follow
-from utils.build import MISTAKES
 from utils.config import Parser
 from utils.flags import at_least_one, output_file
 from utils.log import say, write_json
+from utils.mistakes import MISTAKES
 from utils.runtime import launch
 
 

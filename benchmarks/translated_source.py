@@ -19,9 +19,9 @@ from typing import Any
 
 from benchmarks.ladder_scores import paired, spread
 from benchmarks.origin import made_with, module_command
-from utils.build import MISTAKES
 from utils.config import TRANSLATIONS, ConfigError, Parser
 from utils.log import say, write_json
+from utils.mistakes import MISTAKES
 from utils.run_folder import RunRecord, read_run
 from utils.runtime import launch
 

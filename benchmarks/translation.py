@@ -23,12 +23,13 @@ from dataset.labels import ClassTable
 from dataset.loading import BatchLoader
 from dataset.transforms import Normalize
 from dataset.translation import COPIES
-from utils import build
+from utils import build, networks
 from utils.config import Config, Parser, build_config, read_config
 from utils.flags import output_file
 from utils.inference import predict
 from utils.log import say, write_json
 from utils.metrics import ConfusionMatrix
+from utils.mistakes import MISTAKES
 from utils.runtime import launch, pick_device
 from utils.tables import format_columns
 
@@ -41,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = Path("runs") / path.stem
     classes, device = build.class_table(config), pick_device(arguments.device)
     oracle = arguments.oracle or str(Path("runs") / f"{path.stem}_oracle" / "step1")
-    network, weights, report = build.trained_network(oracle, config, classes, device)
+    network, weights, report = networks.trained_network(oracle, config, classes, device)
     for line in report.lines:
         say(line)
-    normalize = build.normalizer(network, config, weights)
+    normalize = networks.normalizer(network, config, weights)
 
     domains: dict[str, Config] = {"source": _as_target(config, config.source)}
     for method in COPIES:
@@ -92,4 +93,4 @@ def _scores(loader: BatchLoader, classes: ClassTable, network: nn.Module, normal
 
 
 if __name__ == "__main__":
-    launch(main, build.MISTAKES)
+    launch(main, MISTAKES)

@@ -114,7 +114,7 @@ def examined_sets(config: Config, classes: ClassTable, *, decode: bool) -> tuple
 
     The findings tell of what is not there yet. decode: inflate PNG images, too.
     """
-    from utils import build
+    from utils import build, quick_check
 
     source, target = (build.corpus(config, domain, classes) for domain in ("source", "target"))
     sets = [_split("source", source, "train", decode, labelled=True, learnt=True)]
@@ -127,7 +127,7 @@ def examined_sets(config: Config, classes: ClassTable, *, decode: bool) -> tuple
         there: list[Path | None] = [folder for folder in named if folder.is_dir()]
         for folder in there or [None]:
             decoding = train_id_decoding(classes.num_classes) if folder else None
-            method = build.target_method(config, _training_title(split, folder, named), decoding, decode=decode)
+            method = quick_check.target_method(config, _training_title(split, folder, named), decoding, decode=decode)
             sets.append(DataSet(method=method, corpus=target, split=split, pseudo_labels=folder))
     if build.validates(config, classes):
         sets.append(_split("target", target, "val", decode, labelled=True, held_out=True))
@@ -257,7 +257,7 @@ if __name__ == "__main__":
     from utils.interrupts import interruptible
 
     with interruptible():  # also while torch is imported
-        from utils.build import MISTAKES
+        from utils.mistakes import MISTAKES
         from utils.runtime import launch
 
         launch(main, MISTAKES)

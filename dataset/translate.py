@@ -478,7 +478,7 @@ if __name__ == "__main__":
     from utils.interrupts import interruptible
 
     with interruptible():  # also while torch is imported
-        from utils.build import MISTAKES
+        from utils.mistakes import MISTAKES
         from utils.runtime import launch
 
         launch(main, MISTAKES)

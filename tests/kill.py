@@ -30,8 +30,8 @@ from PIL import Image
 from tests.test_engine import differences, state_of
 from tests.worlds import SELF_TRAINED, own_settings, save_png, write_own, write_settings
 from utils import checkpoint
-from utils.build import MISTAKES
 from utils.files import atomic_write
+from utils.mistakes import MISTAKES
 from utils.runtime import launch
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -27,10 +27,10 @@ import torch
 from benchmarks.origin import origin
 from tests.fuzz import CASES
 from tests.kill import WAYS, Stand, start_server, torture
-from utils.build import MISTAKES
 from utils.config import Parser
 from utils.flags import output_file
 from utils.log import say, write_json
+from utils.mistakes import MISTAKES
 from utils.runtime import launch
 
 CHUNK = 1000  # cases between looks at the clock

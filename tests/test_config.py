@@ -20,7 +20,7 @@ from model.deeplab import build_network
 from model.extras.lessons import EXTRA_LOSSES
 from model.weight_files import Weights as FileWeights
 from tests.worlds import own_settings, write_settings
-from utils import build
+from utils import build, networks
 from utils.config import (
     Config,
     ConfigError,
@@ -90,7 +90,7 @@ def test_every_shipped_configuration_builds(path: Path) -> None:
             output_stride=config.model.output_stride,
         )
         for stage in (config.step1, config.step2):
-            method = build.build_method(network, classes, config, stage, META)
+            method = networks.build_method(network, classes, config, stage, META)
             assert method.stuff_bank.slots == stage.num_prototype
             assert method.thing_bank.slots == 10 * stage.num_prototype
 
@@ -158,10 +158,10 @@ def test_the_input_mean_is_the_files_then_the_settings_then_the_networks(tmp_pat
     own = build_config(own_settings(tmp_path), where="own")
     set_ = build_config(own_settings(tmp_path, model={"input_mean": [1, 2, 3]}), where="set")
     recorded = recorded_with({"input": {"order": "RGB", "mean": [4, 5, 6], "std": [7, 8, 9]}})
-    assert build.normalizer(network, own).mean == pytest.approx((104.00698793, 116.66876762, 122.67891434))
-    assert build.normalizer(network, set_) == Normalize(mean=(1, 2, 3))
-    assert build.normalizer(network, set_, recorded_with({})) == Normalize(mean=(1, 2, 3))
-    assert build.normalizer(network, set_, recorded) == Normalize(order="RGB", mean=(4, 5, 6), std=(7, 8, 9))
+    assert networks.normalizer(network, own).mean == pytest.approx((104.00698793, 116.66876762, 122.67891434))
+    assert networks.normalizer(network, set_) == Normalize(mean=(1, 2, 3))
+    assert networks.normalizer(network, set_, recorded_with({})) == Normalize(mean=(1, 2, 3))
+    assert networks.normalizer(network, set_, recorded) == Normalize(order="RGB", mean=(4, 5, 6), std=(7, 8, 9))
 
 
 @pytest.mark.parametrize("mean", [[1, 2], [1, 2, 256], [1, 2, -1], [1, 2, float("nan")]])
@@ -195,9 +195,9 @@ def test_what_is_given_is_handed_over_in_place_of_the_default(tmp_path: Path) ->
 def test_a_run_folder_means_its_last_checkpoint_not_the_best(tmp_path: Path) -> None:
     for name in ("last.pt", "best.pth"):
         (tmp_path / name).touch()
-    assert build.last_checkpoint(str(tmp_path)) == tmp_path / "last.pt"
-    assert build.last_checkpoint(str(tmp_path / "best.pth")) == str(tmp_path / "best.pth")
-    assert build.last_checkpoint("random") == "random"
+    assert networks.last_checkpoint(str(tmp_path)) == tmp_path / "last.pt"
+    assert networks.last_checkpoint(str(tmp_path / "best.pth")) == str(tmp_path / "best.pth")
+    assert networks.last_checkpoint("random") == "random"
 
 
 def test_a_resolved_configuration_reads_back_as_itself() -> None:
@@ -482,7 +482,7 @@ def test_an_alignment_that_does_not_exist_is_refused(tmp_path: Path, alignment: 
     def build_it() -> None:
         config = build_config(own_settings(tmp_path, step1=alignment), where="own.toml")
         network = build_network("resnet18", num_classes=4, width=2)
-        build.build_method(network, build.class_table(config), config, config.step1, META)
+        networks.build_method(network, build.class_table(config), config, config.step1, META)
 
     with pytest.raises(ConfigError):
         build_it()

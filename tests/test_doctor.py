@@ -51,7 +51,7 @@ from dataset.pool import AHEAD
 from dataset.segmentation import read_image
 from tests.conftest import Script
 from tests.worlds import NAMES, own_settings, save_png, write_official, write_own, write_settings
-from utils import build
+from utils import build, quick_check
 from utils.config import ConfigError
 from utils.flags import TRAINING, parse
 
@@ -890,13 +890,13 @@ def test_the_quick_form_looks_at_a_few_files_from_end_to_end(own: Path, monkeypa
         looked.extend(Path(pair.image).name for pair in pairs)
         return examine(method, pairs)
 
-    monkeypatch.setattr(build, "examine", spy)
-    build.check_data(config, config.step1, source=source, target=None, validation=None)
+    monkeypatch.setattr(quick_check, "examine", spy)
+    quick_check.check_data(config, config.step1, source=source, target=None, validation=None)
     assert looked == [f"s{index}.png" for index in (0, 5, 10, 15, 21, 26, 31, 36)]
     for count in (9, 8, 7, 1):
         looked.clear()
         source.samples = source.samples[:count]
-        build.check_data(config, config.step1, source=source, target=None, validation=None)
+        quick_check.check_data(config, config.step1, source=source, target=None, validation=None)
         assert len(set(looked)) == min(count, 8)
 
 

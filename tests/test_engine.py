@@ -24,7 +24,7 @@ from dataset.loading import Batch
 from model.bafft import BAFFT
 from tests.test_bafft import Waits
 from tests.worlds import ALIGNED, SELF_TRAINED, own_settings, save_png, write_own, write_settings
-from utils import build, engine
+from utils import build, engine, networks
 from utils.checkpoint import CheckpointError
 from utils.config import Config, ConfigError, build_config
 from utils.engine import Pair, Recipe, TrainState, frozen, set_learning_rates, train_step
@@ -209,14 +209,14 @@ def update(world: Path) -> Callable[..., Update]:
         config = build_config(own_settings(world, step2=keys), where="test")
         stage, classes = config.step2, build.class_table(config)
         seed_everything(3)
-        network, _ = build.network_and_report(config, "random", classes, device)
-        method = build.build_method(network, classes, config, stage, device)
+        network, _ = networks.network_and_report(config, "random", classes, device)
+        method = networks.build_method(network, classes, config, stage, device)
         state = TrainState.fresh(method, stage, device=device, precision=precision)
         recipe = Recipe(
             weights={**ALL_OFF, **dataclasses.asdict(stage.weights)},
             statistics=stage.statistics,
             precision=precision,
-            normalize=build.normalizer(network, config),
+            normalize=networks.normalizer(network, config),
         )
         pairs = build.training_pairs(
             config,

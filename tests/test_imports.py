@@ -15,7 +15,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("model", "dataset", "utils", "benchmarks", "tests")
-COMPOSING = {"utils.build", "utils.cyclegan", "utils.engine", "utils.inspection", "utils.report.write", "utils.stage"}
+COMPOSING = {
+    *("utils.build", "utils.networks", "utils.quick_check", "utils.prediction_run", "utils.mistakes"),
+    *("utils.cyclegan", "utils.engine", "utils.inspection", "utils.report.write", "utils.stage"),
+}
 ALLOWED_ROOMS = {"model": {"model"}, "dataset": {"dataset"}, "utils": {"utils"}}
 
 

@@ -32,8 +32,8 @@ from model.deeplab import build_network
 from model.weights import write_weights
 from tests.conftest import Script
 from tests.worlds import own_settings, photograph, scene, write_own, write_settings
-from utils.build import recorded_settings
 from utils.config import build_config
+from utils.networks import recorded_settings
 from utils.prediction import Predictor, Sight, TooLargeError
 from utils.products import Look, Part, Products
 from utils.tiling import Zoom

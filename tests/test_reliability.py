@@ -33,9 +33,8 @@ from tests.conftest import Script
 from tests.test_engine import differences, state_of
 from tests.test_engine import train as train_stage
 from tests.worlds import own_settings, save_png, write_own, write_settings
-from utils import build, files
+from utils import files, networks, quick_check
 from utils.background import write_png
-from utils.build import MISTAKES
 from utils.checkpoint import LAST, PREVIOUS, CheckpointError, load_last, load_state, save_last, save_state
 from utils.config import ConfigError
 from utils.files import atomic_write
@@ -43,6 +42,7 @@ from utils.flags import TRAINING, parse
 from utils.inspection import Diagnosis
 from utils.lock import LOCK, FolderInUseError, only_one
 from utils.log import RunLog, write_json
+from utils.mistakes import MISTAKES
 from utils.nonfinite import MOST_IN_A_ROW, NonFiniteError, Watch
 from utils.outputs import MARK, unfinished
 from utils.run_folder import read_run
@@ -338,7 +338,7 @@ def test_a_bad_file_costs_no_update(
         raise DataError(f"{path.name}: not a readable image")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "check_data", spoil if spoiled != "diagnosis" else lambda *_, **__: None)
+        patch.setattr(quick_check, "check_data", spoil if spoiled != "diagnosis" else lambda *_, **__: None)
         if spoiled == "diagnosis":
             patch.setattr(Diagnosis, "measure", unreadable)
         with pytest.raises(DataError, match=path.name):
@@ -960,9 +960,9 @@ def test_a_stage_that_is_not_there_yet_names_its_script(world: Path, finished: P
     (tmp_path / "step1").mkdir()
     (tmp_path / "step1" / LAST).write_bytes((finished / LAST).read_bytes())
     with pytest.raises(WeightsError, match=rf"or take stage 1: --restore-from {tmp_path / 'step1'}, or name a file"):
-        build.last_checkpoint(str(tmp_path / "step2"))
+        networks.last_checkpoint(str(tmp_path / "step2"))
     with pytest.raises(WeightsError, match=r"first run python train_step2\.py --config configs/streets\.toml, or name"):
-        build.last_checkpoint("runs/streets/step2")
+        networks.last_checkpoint("runs/streets/step2")
 
 
 def test_the_split_travels_along_the_chain(world: Path, tmp_path: Path, script: Script) -> None:

@@ -24,8 +24,8 @@ from dataset.labels import IGNORE
 from dataset.segmentation import read_image
 from dataset.toml import shipped_table
 from tests.conftest import Script
-from utils import build
 from utils.config import build_config, read_config
+from utils.mistakes import MISTAKES
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ("inria", "massachusetts_buildings", "massachusetts_roads", "deepglobe")
@@ -629,7 +629,7 @@ def test_a_mistake_in_a_table(tmp_path: Path, keys: dict[str, Any], flags: tuple
 
 
 def test_what_is_a_mistake_of_output_elsewhere_is_one_here() -> None:
-    assert {error for error in build.MISTAKES if issubclass(error, OSError)} <= set(tile.MISTAKES)
+    assert {error for error in MISTAKES if issubclass(error, OSError)} <= set(tile.MISTAKES)
 
 
 def remove_label(root: Path) -> None:

@@ -39,6 +39,7 @@ from tests.conftest import Script
 from tests.worlds import NAMES, own_settings, write_official, write_own, write_settings
 from utils import build, cyclegan
 from utils.config import CycleGANSettings, build_config, read_config
+from utils.mistakes import MISTAKES
 from utils.nonfinite import NonFiniteError
 from utils.sheet import BAR, MARGIN
 
@@ -218,7 +219,7 @@ def train(world: Path, *flags: str) -> None:
 
 def refused(*flags: str) -> str:
     """The one line that answers a user's mistake."""
-    with pytest.raises(build.MISTAKES) as mistake:
+    with pytest.raises(MISTAKES) as mistake:
         translate.main(["tiny.toml", *flags])
     assert len(str(mistake.value).splitlines()) == 1
     return str(mistake.value)

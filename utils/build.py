@@ -1,67 +1,36 @@
-"""From a configuration to the objects of a run: class table, corpora, loaders, network, method."""
+"""From a configuration to its data: class table, corpora, data sets, and the loaders that a run reads from."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import json
 import multiprocessing
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
 from dataset.cache import ImageCache
 from dataset.corpora import Corpus, DataError, Sample, flat_names, with_pseudo_labels
-from dataset.doctor import PROBLEM, PSEUDO_LABEL, Finding, Findings, Method, examine, listed_pair
-from dataset.doctor import Pair as FilePair
-from dataset.doctor_sets import shared, train_id_suspicion
 from dataset.labels import IGNORE, ClassTable, LabelDecoding, load_class_table, train_id_decoding
 from dataset.loading import BatchLoader, eval_loader, train_loader
 from dataset.png import FAST_PNG
 from dataset.rare import RareFirst, class_pixels
 from dataset.segmentation import SegmentationDataset
-from dataset.transforms import Augment, Normalize
+from dataset.transforms import Augment
 from dataset.translation import Method as StyleMethod
 from dataset.translation import Translator, drawn_images, method_named
-from model.activations import checkpoint_blocks, use_inplace_norms
-from model.bafft import ALIGNMENT_LOSSES, BAFFT, Alignment
-from model.deeplab import NetworkError, SegmentationNetwork, build_network, input_statistics
-from model.discriminator import Discriminator
-from model.weights import (
-    Report,
-    Weights,
-    WeightsError,
-    infer_architecture,
-    initial_weights,
-    load_network,
-    read_record,
-    read_weights,
-)
-from utils.checkpoint import CheckpointError
 from utils.config import Config, ConfigError, Stage
 from utils.engine import Pair
 from utils.files import atomic_write, names_and_sizes
-from utils.flags import TRAINING, Options, next_command
-from utils.inference import Prediction, Views, predict
-from utils.log import LogError, progress, say
-from utils.metrics import ConfusionMatrix
-from utils.runtime import pick_device, tune_kernels
-
-MISTAKES = (
-    *(ConfigError, DataError, WeightsError, NetworkError, CheckpointError, LogError),
-    *(FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError),  # output where it cannot be
-)
-"""What a user can get wrong: one clear line and exit code 2."""
+from utils.flags import Options
+from utils.log import progress, say
+from utils.runtime import pick_device
 
 Item = TypeVar("Item")
-NOTHING_LABELLED = "labels without a labelled pixel, all of them"
-TOLERATED = 0.25  # share of a few labels that may look like train ids: one of eight may be chance
-HUBS = ("random", "torchvision", "timm")  # where initial weights come from, other than files
 SOURCE_STREAM, TARGET_STREAM = 0, 1
 
 
@@ -270,107 +239,10 @@ def _spoken(path: Path) -> str:
     return path.stem.replace("_", " ")
 
 
-def check_data(
-    config: Config,
-    stage: Stage,
-    *,
-    source: SegmentationDataset,
-    target: SegmentationDataset | None,
-    validation: SegmentationDataset | None,
-) -> None:
-    """The quick form of `python -m dataset.check`, before a training: a few files of each set, evenly spread.
-
-    Raises DataError with the first problem, and says whatever else is wrong with them, and which target validation
-    images are also trained on.
-    """
-    findings = Findings()
-    findings.update(_probe(_labelled_method(config, "source train", "source", source.decoding), source))
-    title = f"target {stage.split}"
-    if target is not None:
-        findings.update(_probe(target_method(config, title, target.decoding), target))
-    if validation is not None:
-        findings.update(_probe(_labelled_method(config, "target val", "target", validation.decoding), validation))
-        for name, dataset in (("source train", source), (title, target)):
-            findings.update(_listed_twice(validation, name, dataset))
-    # One file that cannot be read is what `skip` is for; a second of the few looked at is not.
-    tolerated = {"source train", title} if config.run.bad_files == "skip" else set()
-    problems = findings.of(PROBLEM)
-    grave = (p for p in problems if p.title not in tolerated or p.count > 1 or p.kind == NOTHING_LABELLED)
-    first = next(grave, None)
-    for finding in findings:
-        if finding is not first:
-            say(f"{finding.severity}: {finding}")
-    if first is not None:
-        raise DataError(str(first))
-
-
-def _labelled_method(config: Config, title: str, domain: str, decoding: LabelDecoding | None) -> Method:
-    """How images with their own labels are examined."""
-    trusted = getattr(config, domain).get("trust_ids", False)
-    return Method(title=title, table=f"[{domain}]", decoding=decoding, trust_ids=trusted)
-
-
-def _probe(method: Method, dataset: SegmentationDataset, *, most: int = 8) -> Iterator[Finding]:
-    """What is wrong with at most `most` of the samples, evenly spread from the first to the last."""
-    tally = examine(method, list(map(listed_pair, evenly(dataset.samples, most))))
-    # All are read only where the few know no class.
-    known = method.decoding is None or method.what == PSEUDO_LABEL or method.decoding.knows(tally.counts)
-    if tally.labels and not known and not any(_knows(method, sample) for sample in dataset.samples):
-        remedy, count = f"correct ids and ignore of {method.table}", len(dataset.samples)
-        yield Finding(PROBLEM, method.title, NOTHING_LABELLED, remedy, str(dataset.samples[0].label), count=count)
-    yield from tally.findings
-    yield from train_id_suspicion(tally, tolerated=TOLERATED)
-
-
-def _knows(method: Method, sample: Sample) -> bool:
-    """Whether a sample's label holds a pixel of any class."""
-    return method.decoding is not None and method.decoding.knows(examine(method, [listed_pair(sample)]).counts)
-
-
 def evenly(items: Sequence[Item], most: int) -> list[Item]:
     """At most `most` of the items, evenly spread from the first to the last."""
     count = min(most, len(items))
     return [items[round(index * (len(items) - 1) / max(count - 1, 1))] for index in range(count)]
-
-
-def refuse_train_ids(data: Corpus, labels: Sequence[Path], *, most: int = 8) -> None:
-    """Raise DataError where more than a quarter of a few label files, evenly spread, look like train ids under a table
-    of raw ids, most of which it would silently leave out."""
-    method = Method(title="target", table="[target]", decoding=data.decoding, trust_ids=data.trust_ids)
-    tally = examine(method, [FilePair("", str(path)) for path in evenly(labels, most)])
-    for finding in train_id_suspicion(tally, tolerated=TOLERATED):
-        if finding.severity == PROBLEM:
-            counted = f"{finding.count} of {tally.labels} labels looked at"
-            raise DataError(f"{finding.first}: {counted} seem to hold train ids; {finding.remedy}")
-
-
-def _listed_twice(
-    validation: SegmentationDataset, train: str, dataset: SegmentationDataset | None
-) -> Iterator[Finding]:
-    """The problem of validation images that are also training images, by their paths."""
-    held_out = {sample.image for sample in validation.samples}
-    names = [sample.name for sample in dataset.samples if sample.image in held_out] if dataset else []
-    if names:
-        yield shared("target val", train, names=names, twin=names[0], table="[target]")
-
-
-@contextlib.contextmanager
-def full_report_named(options: Options, section: str) -> Iterator[None]:
-    """A mistake about data names the command that reports all of them."""
-    try:
-        yield
-    except DataError as error:
-        own = (f"{section}.split", f"{section}.pseudo_labels")
-        hands = {path: options.changes[path] for path in own if path in options.changes}
-        script = ["-m", "dataset.check"]
-        command = next_command(options, script, flags=TRAINING, section=section, hands=hands)
-        raise DataError(f"{error}; everything that is wrong: {command}") from None
-
-
-def target_method(config: Config, title: str, decoding: LabelDecoding | None, *, decode: bool = False) -> Method:
-    """How target training images are examined, and their pseudo labels where there is a decoding."""
-    size = config.pseudo_label.size
-    return Method(title=title, table="[target]", decoding=decoding, what="pseudo label", stretched=size, decode=decode)
 
 
 def pseudo_label_folders(config: Config) -> dict[str, list[Path]]:
@@ -457,65 +329,6 @@ def training_pairs(
         yield update
 
 
-def network_and_report(
-    config: Config, restore_from: str, classes: ClassTable, device: torch.device
-) -> tuple[SegmentationNetwork, Report]:
-    """The network of `[model]` with its initial weights, and where they came from."""
-    settings = config.model
-    network = build_network(
-        settings.name,
-        num_classes=classes.num_classes,
-        branches=settings.branches,
-        width=settings.width,
-        output_stride=settings.output_stride,
-        train_norm_affine=settings.train_norm_affine,
-        invertible_norms=settings.inplace_abn,
-        feature_strides=settings.feature_strides,
-    )
-    start = str(last_checkpoint(restore_from))
-    report = initial_weights(network, start, download=settings.download)
-    other = _other_class(read_record(start), classes) if start not in HUBS else ""
-    if other:
-        say(f"note: {start}: {other}; a head of the same size is taken over all the same")
-    if settings.freeze_backbone:
-        network.freeze_backbone()
-    if settings.inplace_abn:
-        use_inplace_norms(network)
-    if settings.checkpointing:
-        checkpoint_blocks(network)
-    return _place(network, device), report
-
-
-def trained_network(
-    restore_from: str, config: Config, classes: ClassTable, device: torch.device
-) -> tuple[SegmentationNetwork, Weights, Report]:
-    """The network that a weight file holds, whatever `[model]` says: a known format is recognised."""
-    weights = read_weights(last_checkpoint(restore_from))
-    if weights.layout == "discriminator":
-        raise WeightsError(f"{weights.path} holds a discriminator; the network is in the file without _D")
-    network = build_network(**_architecture(weights, config, classes))
-    if network.num_classes != classes.num_classes:
-        raise WeightsError(
-            f"{weights.path} predicts {network.num_classes} classes, the class table has {classes.num_classes}; "
-            "name the configuration that it was trained with: --config"
-        )
-    other = _other_class(weights.meta, classes)
-    if other:
-        raise WeightsError(f"{weights.path}: {other}; name the configuration that it was trained with: --config")
-    report = load_network(network, weights, purpose="full")
-    return _place(network, device).eval(), weights, report
-
-
-def _other_class(meta: Mapping[str, Any], classes: ClassTable) -> str:
-    """What the first class is called that weights know under another name; "" where there is none, or no record."""
-    table = meta.get("classes")
-    recorded = table.get("names", ()) if isinstance(table, Mapping) else ()  # of other origin it may be anything
-    for number, (theirs, ours) in enumerate(zip(recorded, classes.names, strict=False)):
-        if theirs != ours:
-            return f"its class {number} is {theirs!r}, that of the class table {ours!r}"
-    return ""
-
-
 def worker_count(config: Config) -> int:
     """Loading processes per data set: never more than processors, where they would wait for each other."""
     return min(config.run.num_workers, multiprocessing.cpu_count())
@@ -535,199 +348,6 @@ def say_notes(config: Config, options: Options) -> None:
     workers = worker_count(config)
     if workers < config.run.num_workers:
         say(f"note: num_workers = {config.run.num_workers}, but there are {workers} processors; {workers} are used")
-
-
-def say_frozen_notes(config: Config, stage: Stage) -> None:
-    """What does not go together with what is kept or frozen."""
-    kept = stage.statistics == "kept"
-    if kept and stage.restore_from == "random":
-        say("note: [step*] statistics = kept is for trained weights; a random start has means 0 and variances 1")
-    if config.model.freeze_backbone and not kept:
-        say(f"note: [model] freeze_backbone freezes weights; norms still follow statistics = {stage.statistics}")
-    if config.model.freeze_backbone and config.model.train_norm_affine:
-        say("note: [model] train_norm_affine has no effect on a frozen backbone")
-    aligned = [name for name in ALIGNMENT_LOSSES if getattr(stage.weights, name)]
-    if config.model.freeze_backbone and not config.model.feature_strides and aligned:
-        say(f"note: {', '.join(aligned)}: no effect on a frozen backbone (feature_strides adds a layer that learns)")
-
-
-class PredictionRun(NamedTuple):
-    """A trained network at work on a split of the target: `stream` yields a `Prediction` per image, `total` in all."""
-
-    classes: ClassTable
-    weights: Weights
-    total: int
-    stream: Iterator[Prediction]
-    images: SegmentationDataset
-
-    def leave_out(self, done: Callable[[str], bool]) -> int:
-        """Predict no image of whose name `done` is true; how many there are. Before the stream is read from."""
-        samples = self.images.samples
-        left = [sample for sample in samples if not done(sample.name)]
-        left_out, samples[:] = len(samples) - len(left), left
-        return left_out
-
-
-def require_labelled_pixels(confusion: ConfusionMatrix, labels: str) -> None:
-    """Raise DataError where nothing was scored; `labels` names the truth."""
-    if not confusion.counts.any():
-        raise DataError(f"{labels} hold no labelled pixel; check [target] ids and ignore")
-
-
-def prediction_run(
-    config: Config,
-    options: Options,
-    *,
-    restore_from: str,
-    split: str,
-    views: Views,
-    outputs: Iterable[Path],
-    labelled: bool = False,
-) -> PredictionRun:
-    """What both prediction scripts begin with: data, then weights, then the stream; says what is used.
-
-    outputs: folders that PNGs will be written to. Raises ConfigError where one of them holds the data itself.
-    """
-    say_notes(config, options)
-    classes = class_table(config, options.arguments)
-    folders = list(outputs)
-    loader = prediction_loader(config, split, classes, labelled=labelled, flat=bool(folders))
-    _keep_out_of_data(config, classes, split, loader.images.samples, folders)
-    if labelled:
-        labels = [sample.label for sample in loader.images.samples if sample.label is not None]
-        refuse_train_ids(corpus(config, "target", classes), labels)
-    device = pick_device(config.run.device)
-    tune_kernels(device)
-    network, weights, report = trained_network(restore_from, config, classes, device)
-    for line in report.lines:
-        say(line)
-    stream = predict(
-        network,
-        loader,
-        normalize=normalizer(network, config, weights),
-        precision=config.run.precision,
-        views=views,
-    )
-    return PredictionRun(classes, weights, loader.num_images, stream, loader.images)
-
-
-def _keep_out_of_data(
-    config: Config, classes: ClassTable, split: str, samples: Sequence[Sample], outputs: Iterable[Path]
-) -> None:
-    """Raise ConfigError where an output folder is one of the data: files of a flat corpus have the names of ours."""
-    target, source = corpus(config, "target", classes), corpus(config, "source", classes)
-    images = {source.image_folder("train"), target.image_folder(split), *(sample.image.parent for sample in samples)}
-    truths = target.label_folder(split)
-    labels = {source.label_folder("train"), truths, *((truths / target.label_name(s.name)).parent for s in samples)}
-    for what, folders in (("images", images), ("labels", labels)):
-        known = {folder.resolve() for folder in folders}
-        for folder in outputs:
-            if folder.resolve() in known:
-                raise ConfigError(
-                    f"{folder}: {what} of the data are there and would be overwritten; choose another folder"
-                )
-
-
-def recorded_settings(restore_from: str) -> tuple[str, dict[str, Any]] | None:
-    """The configuration that travels with our weights (for `parse`), after a file beside them that holds it, or "".
-
-    Its `[run]` is left out, which concerns the machine that trained. None for weights of other origin, or none at all.
-    """
-    folder = Path(restore_from)
-    path = folder / "last.pt" if folder.is_dir() else folder
-    meta = read_record(path) if path.is_file() else {}
-    if not isinstance(meta.get("config"), Mapping):
-        return None
-    settings = {name: value for name, value in meta["config"].items() if name != "run"}
-    if "subsets" in meta.get("classes", {}):  # the whole table, whatever becomes of the one that is shipped
-        settings["classes"] = meta["classes"]
-    beside = path.with_name("config.toml")
-    return str(beside) if beside.is_file() else "", settings
-
-
-def _architecture(weights: Weights, config: Config, classes: ClassTable) -> Mapping[str, Any]:
-    """What the file says of its network; of what tensors alone do not tell, what `[model]` says, and that aloud."""
-    if weights.architecture is not None:
-        return infer_architecture(weights)
-    settings = config.model
-    assumed: dict[str, Any] = {"branches": settings.branches}
-    if weights.layout != "vgg16":
-        assumed["output_stride"] = settings.output_stride
-    if settings.feature_strides:
-        assumed["feature_strides"] = list(settings.feature_strides)
-    spelled = ", ".join(f"{key} = {value}" for key, value in assumed.items())
-    say(f"note: {weights.path} has no record of its architecture; {spelled} are taken from [model]")
-    if weights.layout == "timm-network" and settings.name.startswith("timm:"):
-        return {"name": settings.name, "num_classes": classes.num_classes} | assumed
-    return assumed | infer_architecture(weights)
-
-
-def last_checkpoint(restore_from: str) -> Path | str:
-    """A run folder means its last checkpoint, never the one selected on target labels."""
-    path = Path(restore_from)
-    if restore_from in HUBS or path.is_file():
-        return restore_from
-    if not (path / "last.pt").is_file():
-        raise WeightsError(
-            f"{restore_from}: neither a weights file nor the folder of a run (no last.pt in it); {_remedy(path)}, "
-            f"or name a file, or one of {', '.join(HUBS)} where training starts"
-        )
-    return path / "last.pt"
-
-
-def _remedy(run: Path) -> str:
-    """How a run comes to be that is not there; where stage 1 is, its run may be what was meant."""
-    recipe = Path("configs") / f"{run.parent.name}.toml"
-    script = "train_step2.py" if run.name == "step2" else "train_step1.py"
-    first = f"first run python {script} --config {recipe}" if recipe.is_file() else "first run the script before it"
-    stage1 = run.with_name("step1")
-    if script == "train_step2.py" and (stage1 / "last.pt").is_file():
-        return f"{first}, or take stage 1: --restore-from {stage1}"
-    return first
-
-
-def normalizer(network: SegmentationNetwork, config: Config, weights: Weights | None = None) -> Normalize:
-    """The normalisation of the network's images: as recorded with its weights, else `[model] input_mean` over the
-    network's own."""
-    recorded = weights.meta.get("input") if weights else None
-    statistics = recorded or input_statistics(network.name)
-    if config.model.input_mean and not recorded:
-        statistics = {**statistics, "mean": config.model.input_mean}
-    return Normalize(order=statistics["order"], mean=tuple(statistics["mean"]), std=tuple(statistics["std"]))
-
-
-def build_method(
-    network: SegmentationNetwork, classes: ClassTable, config: Config, stage: Stage, device: torch.device
-) -> BAFFT:
-    """The method around a network. Raises ConfigError for alignment settings that do not exist."""
-    network.keeps_statistics = stage.statistics == "kept"
-    alignment = Alignment(
-        aim=stage.aim,
-        aim_weights=stage.aim_weights,
-        isia=stage.isia,
-        label_map=stage.label_map,
-        instances=stage.instances,
-        slots_stuff=stage.num_prototype,
-        slots_thing=10 * stage.num_prototype,
-    )
-    try:
-        method = BAFFT(
-            network=network,
-            discriminator=Discriminator(classes.num_classes, width=config.model.discriminator_width),
-            stuff=classes.stuff,
-            things=classes.things,
-            alignment=alignment,
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    return method.to(device)
-
-
-def _place(network: SegmentationNetwork, device: torch.device) -> SegmentationNetwork:
-    """On the device, convolutions in channels_last: the fast layout on CUDA and CPU alike."""
-    network.to(device)
-    network.to(memory_format=torch.channels_last)
-    return network
 
 
 def _augment(stage: Stage) -> Augment:

@@ -24,12 +24,13 @@ from dataset.loading import Batch, BatchLoader, eval_loader
 from dataset.segmentation import SegmentationDataset
 from dataset.transforms import Normalize
 from model.deeplab import SegmentationNetwork
-from utils import build
+from utils import build, networks
 from utils.checkpoint import load_last
 from utils.config import ConfigError, Parser
 from utils.flags import at_least_one
 from utils.inference import output_of
 from utils.log import progress, say, write_json
+from utils.mistakes import MISTAKES
 from utils.run_folder import SELECTION, RunRecord, read_run
 from utils.runtime import launch, pick_device
 from utils.selection import CRITERIA, CRITERION, Labels, Tally, agreement, choose, label_map, spearman
@@ -80,8 +81,8 @@ def _tallies(run: RunRecord, snapshots: Mapping[int, Path], gaze: _Gaze) -> tupl
     tallies: dict[int, Tally] = {}
     total: list[Tensor] = []
     for step, path in snapshots.items():
-        network, weights, _ = build.trained_network(str(path), run.config, gaze.classes, gaze.device)
-        normalize = build.normalizer(network, run.config, weights)
+        network, weights, _ = networks.trained_network(str(path), run.config, gaze.classes, gaze.device)
+        normalize = networks.normalizer(network, run.config, weights)
         tallies[step] = Tally(gaze.classes.num_classes)
         for index, (answer, mirrored, features) in enumerate(gaze.answers(network, normalize, f"update {step}")):
             tallies[step].add(answer, mirrored, features)
@@ -154,12 +155,12 @@ def _teacher_labels(run: RunRecord, gaze: _Gaze) -> list[Labels]:
     state = load_last(run.folder)["teacher"]
     if state is None:
         return []
-    network, weights, _ = build.trained_network(str(run.folder), run.config, gaze.classes, gaze.device)
+    network, weights, _ = networks.trained_network(str(run.folder), run.config, gaze.classes, gaze.device)
     prefix = "network."
     network.load_state_dict(
         {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     )
-    seen = gaze.answers(network, build.normalizer(network, run.config, weights), "teacher")
+    seen = gaze.answers(network, networks.normalizer(network, run.config, weights), "teacher")
     return [label_map(answer) for answer, _, _ in seen]
 
 
@@ -177,4 +178,4 @@ def _table(result: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    launch(main, build.MISTAKES)
+    launch(main, MISTAKES)

@@ -25,7 +25,7 @@ from dataset.corpora import Sample, number_of
 from dataset.labels import ClassTable
 from model.translator import CycleGAN, Segmenter, to_unit
 from model.weight_files import first_line
-from utils import build
+from utils import build, networks, quick_check
 from utils.checkpoint import LAST, CheckpointError, load_last, require_keys, restore_rng, rng_state, save_last
 from utils.config import Config, ConfigError, CycleGANSettings, Stage
 from utils.engine import Losses, Pair, frozen, fuses, on_device
@@ -156,10 +156,10 @@ def segmenter(config: Config, classes: ClassTable, device: torch.device) -> Segm
             "[cyclegan] lambda_semantic needs a network that knows the source: --segmenter RUN, such as the folder of a"
             " source-only train_step1.py; or set lambda_semantic = 0"
         )
-    network, weights, report = build.trained_network(settings.segmenter, config, classes, device)
+    network, weights, report = networks.trained_network(settings.segmenter, config, classes, device)
     for line in report.lines:
         say(f"segmenter: {line}")
-    normalize = build.normalizer(network, config, weights)
+    normalize = networks.normalizer(network, config, weights)
     network.requires_grad_(False)
     return lambda images: network(normalize((images.float() + 1) * 127.5)).logits
 
@@ -269,7 +269,7 @@ def _train(
     stage = Stage(batch_size=settings.batch_size, num_steps=settings.num_steps, split=config.step1.split)
     source = build.source_dataset(config, stage, classes)
     target = build.target_dataset(config, stage, classes)
-    build.check_data(config, stage, source=source, target=target, validation=None)
+    quick_check.check_data(config, stage, source=source, target=target, validation=None)
     tune_kernels(device)
     segment = segmenter(config, classes, device)
     state = _state(config, device, saved)  # last: the random numbers are as they were

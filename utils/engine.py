@@ -179,7 +179,7 @@ class Recipe:
 
     @classmethod
     def of(cls, config: Config, stage: Stage, normalize: Callable[[Tensor], Tensor]) -> Recipe:
-        """What a configuration says of a stage. normalize: of the network's input (utils/build.py)."""
+        """What a configuration says of a stage. normalize: of the network's input (utils/networks.py)."""
         return cls(
             weights=asdict(stage.weights),
             statistics=stage.statistics,

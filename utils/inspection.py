@@ -22,7 +22,7 @@ from dataset.segmentation import SegmentationDataset
 from dataset.transforms import Normalize
 from model.deeplab import SegmentationNetwork, SegOutput
 from model.regions import partition, pool, to_grid
-from utils import build
+from utils import build, networks
 from utils.config import Config, Stage
 from utils.diagnostics import Divergence, RegionSet, coverage
 from utils.evaluation import labels_and_confidence
@@ -58,8 +58,8 @@ class Lens:
     def of_run(cls, folder: Path, config: Config, stage: Stage, classes: ClassTable) -> Lens:
         """The last checkpoint of a run. Raises WeightsError where there is none that fits."""
         device = pick_device(config.run.device)
-        network, weights, _ = build.trained_network(str(folder), config, classes, device)
-        normalize = build.normalizer(network, config, weights)
+        network, weights, _ = networks.trained_network(str(folder), config, classes, device)
+        normalize = networks.normalizer(network, config, weights)
         return cls(
             network=network,
             normalize=normalize,

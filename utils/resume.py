@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from utils.build import HUBS
+from utils.networks import HUBS
 
 FILES = "sha256_of_names_and_sizes"
 

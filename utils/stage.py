@@ -27,7 +27,7 @@ from dataset.segmentation import SegmentationDataset
 from dataset.transforms import Normalize
 from model.weight_files import first_line
 from model.weights import Report, write_weights
-from utils import build
+from utils import build, networks, quick_check
 from utils.board import heatmap, pairs_text
 from utils.checkpoint import LAST, PREVIOUS, CheckpointError, earlier_one, load_last, save_last
 from utils.config import Config, ConfigError, Stage, completed
@@ -65,7 +65,7 @@ def _train(config: Config, options: Options, section: str) -> dict[str, Any]:
     stage: Stage = getattr(config, section)
     build.say_notes(config, options)
     if not options.continue_train:
-        build.say_frozen_notes(config, stage)
+        networks.say_frozen_notes(config, stage)
     if f"{section}.pseudo_labels" in options.changes and not build.wants_pseudo_labels(stage):
         say("note: --ssl-target-dir has no effect here: nothing in the stage reads pseudo labels")
     _check_folder(stage, options)
@@ -73,12 +73,12 @@ def _train(config: Config, options: Options, section: str) -> dict[str, Any]:
 
     classes = build.class_table(config, options.arguments)
     needs_target = Recipe.needs_target(dataclasses.asdict(stage.weights), stage.statistics)
-    with build.full_report_named(options, section):
+    with quick_check.full_report_named(options, section):
         source = build.source_dataset(config, stage, classes)
         target = build.target_dataset(config, stage, classes) if needs_target else None
         validation = build.validation_loader(config, classes)
         images = validation.images if validation else None
-        build.check_data(config, stage, source=source, target=target, validation=images)
+        quick_check.check_data(config, stage, source=source, target=target, validation=images)
         # Only now: the target images that it reads take their time, and what is wrong with the data is said first.
         build.prepare_source(config, stage, source, classes, resumed=options.continue_train)
 
@@ -86,10 +86,10 @@ def _train(config: Config, options: Options, section: str) -> dict[str, Any]:
     tune_kernels(device, deterministic=config.run.deterministic)
     # A run that goes on brings its own weights; those it once started from may be gone.
     restore_from = "random" if options.continue_train else stage.restore_from
-    network, report = build.network_and_report(config, restore_from, classes, device)
-    normalize = build.normalizer(network, config)
+    network, report = networks.network_and_report(config, restore_from, classes, device)
+    normalize = networks.normalizer(network, config)
     recipe = Recipe.of(config, stage, normalize)
-    method = build.build_method(network, classes, config, stage, device)
+    method = networks.build_method(network, classes, config, stage, device)
     diagnosis = Diagnosis.begin(config, stage, classes, network, normalize) if config.run.diagnostics else None
     state = TrainState.fresh(method, stage, device=device, precision=config.run.precision)
     batches_from = partial(build.training_pairs, stage=stage, source=source, target=target)
@@ -360,7 +360,7 @@ class TrainingRun:
                 self._save()
                 self._leave()
             confusion.update(item.classes(), item.label.numpy())
-        build.require_labelled_pixels(confusion, "the labels of target val")
+        quick_check.require_labelled_pixels(confusion, "the labels of target val")
         self.scores = confusion.to_dict(self.classes.names, self.classes.subsets) | {"step": self.state.step}
         say(f"update {self.state.step}: {self.scores['miou']:.2f} mIoU on target val")
         assert self.log is not None
@@ -424,7 +424,7 @@ def _check_folder(stage: Stage, options: Options) -> None:
         raise ConfigError(
             f"--config {options.config_path} would be overwritten by this run's own; choose another --snapshot-dir"
         )
-    build.last_checkpoint(stage.restore_from)
+    networks.last_checkpoint(stage.restore_from)
 
 
 def _inputs(report: Report, source: SegmentationDataset, target: SegmentationDataset | None) -> dict[str, Any]:

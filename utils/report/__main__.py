@@ -14,10 +14,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.build import MISTAKES
 from utils.config import Parser
 from utils.flags import at_least_one, output_file
 from utils.log import say
+from utils.mistakes import MISTAKES
 from utils.report.write import write_reports
 from utils.runtime import launch
 

@@ -19,6 +19,7 @@ from utils.files import atomic_write
 from utils.inspection import Domains, Lens, Pixels, PseudoLabels, View, domains, pseudo_labels, some_of, training_images
 from utils.inspection import divergence as measure
 from utils.log import say, write_json
+from utils.mistakes import MISTAKES
 from utils.report import compare, page
 from utils.report.data import Classes, Gallery, Look, Missing, PseudoScores, Report
 from utils.report.images import confidence_map, label_map, photograph
@@ -36,7 +37,7 @@ def report_at_end(folder: Path) -> None:
     what a user can get wrong, but says it."""
     try:
         path = write_reports([folder], images=AFTER_TRAINING)[0]
-    except (*build.MISTAKES, OSError) as error:
+    except (*MISTAKES, OSError) as error:
         say(f"note: no report ({first_line(str(error))}); try python -m utils.report {folder}")
     else:
         say(f"report: {path}")
@@ -140,7 +141,7 @@ class Gaze:
             look = Look(*measure(lens, shown.domains))
             validation = lens.views(some_of(shown.domains.target, EXAMPLES))
             return Seen(look, list(validation), list(lens.views(shown.training)))
-        except build.MISTAKES as error:
+        except MISTAKES as error:
             return Missing(f"The network of {run.label} cannot be looked through: {error}")
 
 

@@ -1,0 +1,205 @@
+"""From a configuration and weights to networks, and to the method around one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dataset.labels import ClassTable
+from dataset.transforms import Normalize
+from model.activations import checkpoint_blocks, use_inplace_norms
+from model.bafft import ALIGNMENT_LOSSES, BAFFT, Alignment
+from model.deeplab import SegmentationNetwork, build_network, input_statistics
+from model.discriminator import Discriminator
+from model.weights import (
+    Report,
+    Weights,
+    WeightsError,
+    infer_architecture,
+    initial_weights,
+    load_network,
+    read_record,
+    read_weights,
+)
+from utils.config import Config, ConfigError, Stage
+from utils.log import say
+
+HUBS = ("random", "torchvision", "timm")  # where initial weights come from, other than files
+
+
+def network_and_report(
+    config: Config, restore_from: str, classes: ClassTable, device: torch.device
+) -> tuple[SegmentationNetwork, Report]:
+    """The network of `[model]` with its initial weights, and where they came from."""
+    settings = config.model
+    network = build_network(
+        settings.name,
+        num_classes=classes.num_classes,
+        branches=settings.branches,
+        width=settings.width,
+        output_stride=settings.output_stride,
+        train_norm_affine=settings.train_norm_affine,
+        invertible_norms=settings.inplace_abn,
+        feature_strides=settings.feature_strides,
+    )
+    start = str(last_checkpoint(restore_from))
+    report = initial_weights(network, start, download=settings.download)
+    other = _other_class(read_record(start), classes) if start not in HUBS else ""
+    if other:
+        say(f"note: {start}: {other}; a head of the same size is taken over all the same")
+    if settings.freeze_backbone:
+        network.freeze_backbone()
+    if settings.inplace_abn:
+        use_inplace_norms(network)
+    if settings.checkpointing:
+        checkpoint_blocks(network)
+    return _place(network, device), report
+
+
+def trained_network(
+    restore_from: str, config: Config, classes: ClassTable, device: torch.device
+) -> tuple[SegmentationNetwork, Weights, Report]:
+    """The network that a weight file holds, whatever `[model]` says: a known format is recognised."""
+    weights = read_weights(last_checkpoint(restore_from))
+    if weights.layout == "discriminator":
+        raise WeightsError(f"{weights.path} holds a discriminator; the network is in the file without _D")
+    network = build_network(**_architecture(weights, config, classes))
+    if network.num_classes != classes.num_classes:
+        raise WeightsError(
+            f"{weights.path} predicts {network.num_classes} classes, the class table has {classes.num_classes}; "
+            "name the configuration that it was trained with: --config"
+        )
+    other = _other_class(weights.meta, classes)
+    if other:
+        raise WeightsError(f"{weights.path}: {other}; name the configuration that it was trained with: --config")
+    report = load_network(network, weights, purpose="full")
+    return _place(network, device).eval(), weights, report
+
+
+def _other_class(meta: Mapping[str, Any], classes: ClassTable) -> str:
+    """What the first class is called that weights know under another name; "" where there is none, or no record."""
+    table = meta.get("classes")
+    recorded = table.get("names", ()) if isinstance(table, Mapping) else ()  # of other origin it may be anything
+    for number, (theirs, ours) in enumerate(zip(recorded, classes.names, strict=False)):
+        if theirs != ours:
+            return f"its class {number} is {theirs!r}, that of the class table {ours!r}"
+    return ""
+
+
+def _architecture(weights: Weights, config: Config, classes: ClassTable) -> Mapping[str, Any]:
+    """What the file says of its network; of what tensors alone do not tell, what `[model]` says, and that aloud."""
+    if weights.architecture is not None:
+        return infer_architecture(weights)
+    settings = config.model
+    assumed: dict[str, Any] = {"branches": settings.branches}
+    if weights.layout != "vgg16":
+        assumed["output_stride"] = settings.output_stride
+    if settings.feature_strides:
+        assumed["feature_strides"] = list(settings.feature_strides)
+    spelled = ", ".join(f"{key} = {value}" for key, value in assumed.items())
+    say(f"note: {weights.path} has no record of its architecture; {spelled} are taken from [model]")
+    if weights.layout == "timm-network" and settings.name.startswith("timm:"):
+        return {"name": settings.name, "num_classes": classes.num_classes} | assumed
+    return assumed | infer_architecture(weights)
+
+
+def recorded_settings(restore_from: str) -> tuple[str, dict[str, Any]] | None:
+    """The configuration that travels with our weights (for `parse`), after a file beside them that holds it, or "".
+
+    Its `[run]` is left out, which concerns the machine that trained. None for weights of other origin, or none at all.
+    """
+    folder = Path(restore_from)
+    path = folder / "last.pt" if folder.is_dir() else folder
+    meta = read_record(path) if path.is_file() else {}
+    if not isinstance(meta.get("config"), Mapping):
+        return None
+    settings = {name: value for name, value in meta["config"].items() if name != "run"}
+    if "subsets" in meta.get("classes", {}):  # the whole table, whatever becomes of the one that is shipped
+        settings["classes"] = meta["classes"]
+    beside = path.with_name("config.toml")
+    return str(beside) if beside.is_file() else "", settings
+
+
+def last_checkpoint(restore_from: str) -> Path | str:
+    """A run folder means its last checkpoint, never the one selected on target labels."""
+    path = Path(restore_from)
+    if restore_from in HUBS or path.is_file():
+        return restore_from
+    if not (path / "last.pt").is_file():
+        raise WeightsError(
+            f"{restore_from}: neither a weights file nor the folder of a run (no last.pt in it); {_remedy(path)}, "
+            f"or name a file, or one of {', '.join(HUBS)} where training starts"
+        )
+    return path / "last.pt"
+
+
+def _remedy(run: Path) -> str:
+    """How a run comes to be that is not there; where stage 1 is, its run may be what was meant."""
+    recipe = Path("configs") / f"{run.parent.name}.toml"
+    script = "train_step2.py" if run.name == "step2" else "train_step1.py"
+    first = f"first run python {script} --config {recipe}" if recipe.is_file() else "first run the script before it"
+    stage1 = run.with_name("step1")
+    if script == "train_step2.py" and (stage1 / "last.pt").is_file():
+        return f"{first}, or take stage 1: --restore-from {stage1}"
+    return first
+
+
+def normalizer(network: SegmentationNetwork, config: Config, weights: Weights | None = None) -> Normalize:
+    """The normalisation of the network's images: as recorded with its weights, else `[model] input_mean` over the
+    network's own."""
+    recorded = weights.meta.get("input") if weights else None
+    statistics = recorded or input_statistics(network.name)
+    if config.model.input_mean and not recorded:
+        statistics = {**statistics, "mean": config.model.input_mean}
+    return Normalize(order=statistics["order"], mean=tuple(statistics["mean"]), std=tuple(statistics["std"]))
+
+
+def build_method(
+    network: SegmentationNetwork, classes: ClassTable, config: Config, stage: Stage, device: torch.device
+) -> BAFFT:
+    """The method around a network. Raises ConfigError for alignment settings that do not exist."""
+    network.keeps_statistics = stage.statistics == "kept"
+    alignment = Alignment(
+        aim=stage.aim,
+        aim_weights=stage.aim_weights,
+        isia=stage.isia,
+        label_map=stage.label_map,
+        instances=stage.instances,
+        slots_stuff=stage.num_prototype,
+        slots_thing=10 * stage.num_prototype,
+    )
+    try:
+        method = BAFFT(
+            network=network,
+            discriminator=Discriminator(classes.num_classes, width=config.model.discriminator_width),
+            stuff=classes.stuff,
+            things=classes.things,
+            alignment=alignment,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return method.to(device)
+
+
+def _place(network: SegmentationNetwork, device: torch.device) -> SegmentationNetwork:
+    """On the device, convolutions in channels_last: the fast layout on CUDA and CPU alike."""
+    network.to(device)
+    network.to(memory_format=torch.channels_last)
+    return network
+
+
+def say_frozen_notes(config: Config, stage: Stage) -> None:
+    """What does not go together with what is kept or frozen."""
+    kept = stage.statistics == "kept"
+    if kept and stage.restore_from == "random":
+        say("note: [step*] statistics = kept is for trained weights; a random start has means 0 and variances 1")
+    if config.model.freeze_backbone and not kept:
+        say(f"note: [model] freeze_backbone freezes weights; norms still follow statistics = {stage.statistics}")
+    if config.model.freeze_backbone and config.model.train_norm_affine:
+        say("note: [model] train_norm_affine has no effect on a frozen backbone")
+    aligned = [name for name in ALIGNMENT_LOSSES if getattr(stage.weights, name)]
+    if config.model.freeze_backbone and not config.model.feature_strides and aligned:
+        say(f"note: {', '.join(aligned)}: no effect on a frozen backbone (feature_strides adds a layer that learns)")

@@ -1,0 +1,89 @@
+"""What both prediction scripts begin with: a trained network at work on a split of the target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from dataset.corpora import Sample
+from dataset.labels import ClassTable
+from dataset.segmentation import SegmentationDataset
+from model.weights import Weights
+from utils import build, networks, quick_check
+from utils.config import Config, ConfigError
+from utils.flags import Options
+from utils.inference import Prediction, Views, predict
+from utils.log import say
+from utils.runtime import pick_device, tune_kernels
+
+
+class PredictionRun(NamedTuple):
+    """A trained network at work on a split of the target: `stream` yields a `Prediction` per image, `total` in all."""
+
+    classes: ClassTable
+    weights: Weights
+    total: int
+    stream: Iterator[Prediction]
+    images: SegmentationDataset
+
+    def leave_out(self, done: Callable[[str], bool]) -> int:
+        """Predict no image of whose name `done` is true; how many there are. Before the stream is read from."""
+        samples = self.images.samples
+        left = [sample for sample in samples if not done(sample.name)]
+        left_out, samples[:] = len(samples) - len(left), left
+        return left_out
+
+
+def prediction_run(
+    config: Config,
+    options: Options,
+    *,
+    restore_from: str,
+    split: str,
+    views: Views,
+    outputs: Iterable[Path],
+    labelled: bool = False,
+) -> PredictionRun:
+    """What both prediction scripts begin with: data, then weights, then the stream; says what is used.
+
+    outputs: folders that PNGs will be written to. Raises ConfigError where one of them holds the data itself.
+    """
+    build.say_notes(config, options)
+    classes = build.class_table(config, options.arguments)
+    folders = list(outputs)
+    loader = build.prediction_loader(config, split, classes, labelled=labelled, flat=bool(folders))
+    _keep_out_of_data(config, classes, split, loader.images.samples, folders)
+    if labelled:
+        labels = [sample.label for sample in loader.images.samples if sample.label is not None]
+        quick_check.refuse_train_ids(build.corpus(config, "target", classes), labels)
+    device = pick_device(config.run.device)
+    tune_kernels(device)
+    network, weights, report = networks.trained_network(restore_from, config, classes, device)
+    for line in report.lines:
+        say(line)
+    stream = predict(
+        network,
+        loader,
+        normalize=networks.normalizer(network, config, weights),
+        precision=config.run.precision,
+        views=views,
+    )
+    return PredictionRun(classes, weights, loader.num_images, stream, loader.images)
+
+
+def _keep_out_of_data(
+    config: Config, classes: ClassTable, split: str, samples: Sequence[Sample], outputs: Iterable[Path]
+) -> None:
+    """Raise ConfigError where an output folder is one of the data: files of a flat corpus have the names of ours."""
+    target, source = build.corpus(config, "target", classes), build.corpus(config, "source", classes)
+    images = {source.image_folder("train"), target.image_folder(split), *(sample.image.parent for sample in samples)}
+    truths = target.label_folder(split)
+    labels = {source.label_folder("train"), truths, *((truths / target.label_name(s.name)).parent for s in samples)}
+    for what, folders in (("images", images), ("labels", labels)):
+        known = {folder.resolve() for folder in folders}
+        for folder in outputs:
+            if folder.resolve() in known:
+                raise ConfigError(
+                    f"{folder}: {what} of the data are there and would be overwritten; choose another folder"
+                )
