@@ -77,13 +77,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     device = pick_device(config.run.device)
     tune_kernels(device)
-    network, weights, report = networks.trained_network(config.evaluate.restore_from, config, classes, device)
+    network, normalize, weights, report = networks.trained_network(
+        config.evaluate.restore_from, config, classes, device
+    )
     for line in report.lines:
         say(line)
     show = partial(
         scores,
         network,
-        normalize=networks.normalizer(network, config, weights),
+        normalize=normalize,
         precision=config.run.precision,
         views=Views(config.evaluate.scales, config.evaluate.flip),
     )

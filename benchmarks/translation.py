@@ -42,10 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = Path("runs") / path.stem
     classes, device = build.class_table(config), pick_device(arguments.device)
     oracle = arguments.oracle or str(Path("runs") / f"{path.stem}_oracle" / "step1")
-    network, weights, report = networks.trained_network(oracle, config, classes, device)
+    network, normalize, weights, report = networks.trained_network(oracle, config, classes, device)
     for line in report.lines:
         say(line)
-    normalize = networks.normalizer(network, config, weights)
 
     domains: dict[str, Config] = {"source": _as_target(config, config.source)}
     for method in COPIES:

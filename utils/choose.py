@@ -81,8 +81,7 @@ def _tallies(run: RunRecord, snapshots: Mapping[int, Path], gaze: _Gaze) -> tupl
     tallies: dict[int, Tally] = {}
     total: list[Tensor] = []
     for step, path in snapshots.items():
-        network, weights, _ = networks.trained_network(str(path), run.config, gaze.classes, gaze.device)
-        normalize = networks.normalizer(network, run.config, weights)
+        network, normalize, _, _ = networks.trained_network(str(path), run.config, gaze.classes, gaze.device)
         tallies[step] = Tally(gaze.classes.num_classes)
         for index, (answer, mirrored, features) in enumerate(gaze.answers(network, normalize, f"update {step}")):
             tallies[step].add(answer, mirrored, features)
@@ -155,12 +154,12 @@ def _teacher_labels(run: RunRecord, gaze: _Gaze) -> list[Labels]:
     state = load_last(run.folder)["teacher"]
     if state is None:
         return []
-    network, weights, _ = networks.trained_network(str(run.folder), run.config, gaze.classes, gaze.device)
+    network, normalize, _, _ = networks.trained_network(str(run.folder), run.config, gaze.classes, gaze.device)
     prefix = "network."
     network.load_state_dict(
         {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     )
-    seen = gaze.answers(network, networks.normalizer(network, run.config, weights), "teacher")
+    seen = gaze.answers(network, normalize, "teacher")
     return [label_map(answer) for answer, _, _ in seen]
 
 

@@ -156,10 +156,9 @@ def segmenter(config: Config, classes: ClassTable, device: torch.device) -> Segm
             "[cyclegan] lambda_semantic needs a network that knows the source: --segmenter RUN, such as the folder of a"
             " source-only train_step1.py; or set lambda_semantic = 0"
         )
-    network, weights, report = networks.trained_network(settings.segmenter, config, classes, device)
+    network, normalize, _, report = networks.trained_network(settings.segmenter, config, classes, device)
     for line in report.lines:
         say(f"segmenter: {line}")
-    normalize = networks.normalizer(network, config, weights)
     network.requires_grad_(False)
     return lambda images: network(normalize((images.float() + 1) * 127.5)).logits
 

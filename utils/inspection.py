@@ -58,8 +58,7 @@ class Lens:
     def of_run(cls, folder: Path, config: Config, stage: Stage, classes: ClassTable) -> Lens:
         """The last checkpoint of a run. Raises WeightsError where there is none that fits."""
         device = pick_device(config.run.device)
-        network, weights, _ = networks.trained_network(str(folder), config, classes, device)
-        normalize = networks.normalizer(network, config, weights)
+        network, normalize, _, _ = networks.trained_network(str(folder), config, classes, device)
         return cls(
             network=network,
             normalize=normalize,

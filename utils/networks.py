@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -59,9 +59,16 @@ def network_and_report(
     return _place(network, device), report
 
 
-def trained_network(
-    restore_from: str, config: Config, classes: ClassTable, device: torch.device
-) -> tuple[SegmentationNetwork, Weights, Report]:
+class Trained(NamedTuple):
+    """A network in eval mode, the normalisation of its images, the weights that it was made from, how they fitted."""
+
+    network: SegmentationNetwork
+    normalize: Normalize
+    weights: Weights
+    report: Report
+
+
+def trained_network(restore_from: str, config: Config, classes: ClassTable, device: torch.device) -> Trained:
     """The network that a weight file holds, whatever `[model]` says: a known format is recognised."""
     weights = read_weights(last_checkpoint(restore_from))
     if weights.layout == "discriminator":
@@ -76,7 +83,7 @@ def trained_network(
     if other:
         raise WeightsError(f"{weights.path}: {other}; name the configuration that it was trained with: --config")
     report = load_network(network, weights, purpose="full")
-    return _place(network, device).eval(), weights, report
+    return Trained(_place(network, device).eval(), normalizer(network, config, weights), weights, report)
 
 
 def _other_class(meta: Mapping[str, Any], classes: ClassTable) -> str:

@@ -59,13 +59,13 @@ def prediction_run(
         quick_check.refuse_train_ids(build.corpus(config, "target", classes), labels)
     device = pick_device(config.run.device)
     tune_kernels(device)
-    network, weights, report = networks.trained_network(restore_from, config, classes, device)
+    network, normalize, weights, report = networks.trained_network(restore_from, config, classes, device)
     for line in report.lines:
         say(line)
     stream = predict(
         network,
         loader,
-        normalize=networks.normalizer(network, config, weights),
+        normalize=normalize,
         precision=config.run.precision,
         views=views,
     )

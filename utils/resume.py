@@ -40,13 +40,14 @@ def refusals(saved: Mapping[str, Any], meta: Mapping[str, Any], inputs: Mapping[
     classes = [{key: entry["classes"][key] for key in ("names", "stuff", "things")} for entry in (old, meta)]
     for change in changes(classes[0], classes[1]):
         yield f"other classes, {change}"
-    start, other = (_place(entry["config"][entry["section"]]["restore_from"]) for entry in (old, meta))
+    stages = [entry["config"][entry["section"]] for entry in (old, meta)]
+    start, other = (_place(stage["restore_from"]) for stage in stages)
     if start != other:
         yield f"a run that goes on keeps its start, restore_from: {start} -> {other}"
-    before, now = (images_per_update(entry["config"][entry["section"]]) for entry in (old, meta))
+    before, now = map(images_per_update, stages)
     if before != now:
         yield f"batch_size * iter_size: {before} -> {now}, so images would come twice or never"
-    before, now = (entry["config"][entry["section"]]["num_prototype"] for entry in (old, meta))
+    before, now = (stage["num_prototype"] for stage in stages)
     if before != now:
         yield f"num_prototype: {before} -> {now}, so the banks would not hold what they held"
     yield from _other_translation(old["config"].get("translation", {}), meta["config"]["translation"])
