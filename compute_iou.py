@@ -18,13 +18,14 @@ import numpy as np
 
 from dataset.corpora import UNFINISHED, Corpus, DataError, require_finished
 from dataset.labels import LabelDecoding, UnknownIdsError, train_id_decoding
-from utils import build, quick_check, tables
+from utils import datasets, quick_check, tables
 from utils.background import in_background
 from utils.config import Parser
 from utils.evaluation import Evaluation
 from utils.flags import Flag, parse, report_files
 from utils.log import progress, say, write_json
 from utils.mistakes import MISTAKES
+from utils.notes import say_notes
 from utils.runtime import launch
 
 FLAGS = (Flag("--num-workers", "run.num_workers", int, "threads that read and count; the scores are the same"),)
@@ -33,17 +34,17 @@ FLAGS = (Flag("--num-workers", "run.num_workers", int, "threads that read and co
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the report; with --json, --csv and --markdown write it, too."""
     config, options = parse(argv, description=__doc__, section="evaluate", flags=FLAGS, extend=_arguments)
-    build.say_notes(config, options)
+    say_notes(config, options)
     arguments = options.arguments
-    classes = build.class_table(config, arguments)
+    classes = datasets.class_table(config, arguments)
     evaluation = Evaluation(classes.names, classes.subsets, boundary_ratio=config.evaluate.boundary_ratio)
     score(
         evaluation,
         Path(arguments.gt_dir),
         Path(arguments.pred_dir),
-        corpus=build.corpus(config, "target", classes),
+        corpus=datasets.corpus(config, "target", classes),
         split=config.evaluate.split,
-        workers=build.worker_count(config),
+        workers=datasets.worker_count(config),
     )
     report = evaluation.report()
     tables.publish(report, csv_file=arguments.csv, markdown_file=arguments.markdown)

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from dataset.labels import ClassTable, to_label_ids
-from utils import build, networks, quick_check, tables
+from utils import datasets, networks, quick_check, tables
 from utils.background import in_background, write_png
 from utils.config import Config, ConfigError, Parser
 from utils.evaluation import Evaluation, labels_and_confidence
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def evaluate(config: Config, options: Options) -> None:
     """Do with the predictions what the `[evaluate]` section and the flags say."""
     settings = config.evaluate
-    classes = build.class_table(config, options.arguments)
+    classes = datasets.class_table(config, options.arguments)
     folders = _folders(config, options, classes)
     in_memory = options.arguments.in_memory
     run = prediction_run(
@@ -164,7 +164,7 @@ def _say_end(config: Config, options: Options, classes: ClassTable, folders: dic
     if "save" not in folders:
         return
     say(f"{total} predictions in {folders['save']}")
-    truth = build.corpus(config, "target", classes).label_folder(config.evaluate.split)
+    truth = datasets.corpus(config, "target", classes).label_folder(config.evaluate.split)
     if not truth.is_dir():
         say(f"there are no labels in {truth} to score them with")
         return

@@ -27,7 +27,7 @@ from dataset.inputs import Input, find_inputs
 from dataset.labels import ClassTable, to_label_ids
 from dataset.pictures import Picture, WholePicture, open_picture
 from dataset.toml import DataError
-from utils import build, networks
+from utils import datasets, networks
 from utils.background import in_background
 from utils.config import Config, ConfigError, Parser, nearest
 from utils.flags import PICTURES, Options, parse, width_height
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         extend=_arguments,
         recorded=networks.recorded_settings,
     )
-    classes = build.class_table(config, options.arguments)
+    classes = datasets.class_table(config, options.arguments)
     wanted, sight = _wanted(config, options, classes), _sight(config, options)
     inputs, notes = find_inputs(options.arguments.inputs, without=wanted.folder)
     for note in (*options.notes, *notes):
@@ -224,7 +224,7 @@ def _sight(config: Config, options: Options) -> Sight:
     for flag, size in (("--size", arguments.size), ("--tile", arguments.tile)):
         if size and min(size) < LEAST_SIDE:
             raise ConfigError(f"{flag} {size[0]},{size[1]}: no side may be shorter than {LEAST_SIDE}")
-    zoom = Zoom(build.input_size(config, "target"), arguments.size and tuple(arguments.size), arguments.scale)
+    zoom = Zoom(datasets.input_size(config, "target"), arguments.size and tuple(arguments.size), arguments.scale)
     return Sight(zoom, arguments.tile and tuple(arguments.tile), arguments.overlap)
 
 

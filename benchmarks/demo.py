@@ -24,7 +24,7 @@ from PIL import Image
 from benchmarks.origin import made_with, module_command
 from dataset.corpora import Sample
 from dataset.labels import ClassTable
-from utils import build
+from utils import datasets
 from utils.config import Config, ConfigError, Parser, build_config, completed, read_config
 from utils.log import say, write_json
 from utils.mistakes import MISTAKES
@@ -160,7 +160,7 @@ class Demo:
 
     def report(self, config: Config, seconds: float) -> dict[str, Any]:
         """Table, picture, summary."""
-        classes = build.class_table(config)
+        classes = datasets.class_table(config)
         runs = {name: read_run(self.out / name) for name in RUNS}
         scores = {name: run.result["last"] for name, run in runs.items()}
         say("\n" + format_columns(classes.names, {TITLES[name]: scores[name]["iou"] for name in RUNS}))
@@ -189,7 +189,7 @@ class Demo:
 def picture(out: Path, config: Config, classes: ClassTable, *, rows: int = 4) -> Image.Image:
     """Image, truth, source-only and adapted prediction, side by side, for a few target validation images."""
     target = {**config.target, "root": str(out / "data" / "Cityscapes")}
-    data = build.corpus(replace(config, target=target), "target", classes)
+    data = datasets.corpus(replace(config, target=target), "target", classes)
     samples = data.samples("val", labelled=True)
     chosen = samples[:: max(1, len(samples) // rows)][:rows]
     titles = ("image", "truth", "source-only", "adapted (stage 2)")

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.origin import origin
 from dataset.labels import ClassTable
-from utils import build, networks
+from utils import datasets, networks
 from utils.checkpoint import load_last
 from utils.config import Config, ConfigError, Parser, Stage, build_config
 from utils.engine import Pair, Recipe, TrainState, accumulate
@@ -31,6 +31,7 @@ from utils.flags import at_least_one, output_file
 from utils.log import progress, say, write_json
 from utils.mistakes import MISTAKES
 from utils.nonfinite import remembered
+from utils.prepared import prepare_source
 from utils.runtime import launch, pick_device, seed_everything
 
 SOURCE = "seg"  # what the others are compared with
@@ -78,14 +79,14 @@ class Subject:
         data[meta["section"]] = {**data[meta["section"]], "snapshot_dir": str(folder)}  # it may have been moved
         config = build_config(data, where=str(folder / "last.pt"))
         stage: Stage = getattr(config, meta["section"])
-        classes, device = build.class_table(config), pick_device(config.run.device)
+        classes, device = datasets.class_table(config), pick_device(config.run.device)
         seed_everything(config.run.seed)
-        network, _ = networks.network_and_report(config, "random", classes, device)
+        network, normalize, _ = networks.initial_network("random", config, classes, device)
         method = networks.build_method(network, classes, config, stage, device)
         state = TrainState.fresh(method, stage, device=device, precision="fp32")
         state.load_state_dict(saved)
         state.method.train()
-        recipe = Recipe.of(config, stage, networks.normalizer(network, config))
+        recipe = Recipe.of(config, stage, normalize)
         if SOURCE not in recipe.active:
             raise ConfigError(f"{folder}: {SOURCE} has no weight there, nothing to compare with")
         if config.model.freeze_backbone:
@@ -97,11 +98,9 @@ class Subject:
     def updates(self) -> Iterator[Sequence[Pair]]:
         """The batches of the run's own updates, from the first."""
         config, stage, classes = self.config, self.stage, self.classes
-        source = build.source_dataset(config, stage, classes)
-        build.prepare_source(config, stage, source, classes, resumed=True)
-        needs_target = Recipe.needs_target(self.recipe.weights, stage.statistics)
-        target = build.target_dataset(config, stage, classes) if needs_target else None
-        return build.training_pairs(config, stage, source, target, start=0)
+        source, target = datasets.training_sets(config, stage, classes)
+        prepare_source(config, stage, source, classes, resumed=True)
+        return datasets.training_pairs(config, stage, source, target, start=0)
 
 
 def measure(subject: Subject, *, updates: int) -> dict[str, dict[str, float]]:

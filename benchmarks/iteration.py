@@ -23,7 +23,7 @@ from benchmarks.naive import Reference
 from benchmarks.timing import Case
 from dataset.loading import Batch
 from model.bafft import ALIGNMENT_LOSSES, BAFFT
-from utils import build, networks
+from utils import datasets, networks
 from utils.config import DEFAULT_CONFIG, PRECISIONS, Config, Stage, build_config, override, read_config
 from utils.engine import Losses, Pair, Recipe, TrainState, frozen, train_step
 from utils.inference import upsample
@@ -87,10 +87,10 @@ class Iteration:
     @classmethod
     def random(cls, config: Config, section: str, device: torch.device) -> Iteration:
         """A stage of a configuration with random weights, random images of its sizes, and full banks."""
-        stage, classes = getattr(config, section), build.class_table(config)
+        stage, classes = getattr(config, section), datasets.class_table(config)
         seed_everything(0)
         tune_kernels(device)
-        network, _ = networks.network_and_report(config, "random", classes, device)
+        network, normalize, _ = networks.initial_network("random", config, classes, device)
         if config.run.compile:
             compile_network(network, device)
         method = networks.build_method(network, classes, config, stage, device)
@@ -101,8 +101,8 @@ class Iteration:
         for group in (*state.optimizer.param_groups, *state.optimizer_d.param_groups):
             group["lr"] = 0.0
         method.train()
-        recipe = Recipe.of(config, stage, networks.normalizer(network, config))
-        sizes = [build.input_size(config, domain) for domain in ("source", "target")]
+        recipe = Recipe.of(config, stage, normalize)
+        sizes = [datasets.input_size(config, domain) for domain in ("source", "target")]
         rng = np.random.default_rng(0)
 
         def pair() -> Pair:

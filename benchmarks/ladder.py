@@ -38,7 +38,7 @@ from benchmarks.ladder_report import chart, markdown
 from benchmarks.ladder_scores import Outcome, rank_correlation, summarize
 from benchmarks.origin import command_line, made_with, module_command, union
 from benchmarks.rungs import BY_NAME, RUNGS, Rung
-from utils import build
+from utils import datasets
 from utils.config import ConfigError, Parser, nearest
 from utils.files import atomic_write
 from utils.flags import assignment, at_least_one
@@ -123,8 +123,8 @@ def _rungs(names: str) -> list[Rung]:
 
 def _metric(name: str, recipe: Recipe) -> str:
     """`miou` or a class. Raises ConfigError for another name, and for a target without validation images."""
-    classes = build.class_table(recipe.config)
-    if not build.validates(recipe.config, classes):
+    classes = datasets.class_table(recipe.config)
+    if not datasets.validates(recipe.config, classes):
         raise ConfigError(f"{recipe.path}: [target] names no val_list, or [run] validate = false: nothing to compare")
     if name != "miou" and name not in classes.names:
         raise ConfigError(f"--metric: there is no class {name!r}{nearest(name, classes.names)}")

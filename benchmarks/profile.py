@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -21,12 +22,13 @@ import torch
 
 from benchmarks.iteration import QUICK, Iteration, Stopwatch, Utilisation
 from benchmarks.origin import origin
-from utils import build
+from utils import datasets
 from utils.config import Config, Parser
-from utils.engine import Pair, Recipe, on_device, train_step
-from utils.flags import TRAINING, parse
+from utils.engine import Pair, on_device, train_step
+from utils.flags import TRAINING, at_least_one, parse
 from utils.log import say, write_json
 from utils.mistakes import MISTAKES
+from utils.prepared import prepare_source
 from utils.runtime import launch, peak_memory_mb, pick_device, prefetch
 
 SECTIONS = ("step1", "step2")
@@ -66,11 +68,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def profile(iteration: Iteration, updates: Iterator[Sequence[Pair]], *, iterations: int) -> dict[str, float]:
     """Mean seconds of an update by part, in the order of the parts, after one update that does not count."""
-    device = iteration.state.device
-    for number in range(iterations + 1):
-        if number in (0, 1):  # from here on
-            watch = Stopwatch(device)
-            recipe: Recipe = dataclasses.replace(iteration.recipe, part=watch.part)
+    train_step(iteration.state, iteration.recipe, next(updates))
+    watch = Stopwatch(iteration.state.device)
+    recipe = dataclasses.replace(iteration.recipe, part=watch.part)
+    for _ in range(iterations):
         with watch.part("waiting for data"):
             batches = next(updates)
         train_step(iteration.state, recipe, batches)
@@ -79,11 +80,12 @@ def profile(iteration: Iteration, updates: Iterator[Sequence[Pair]], *, iteratio
 
 def _real(config: Config, section: str, device: torch.device) -> Iterator[Sequence[Pair]]:
     """The updates of the stage, from its own images, as training reads them."""
-    stage, classes = getattr(config, section), build.class_table(config)
-    source = build.source_dataset(config, stage, classes)
-    needs_target = Recipe.needs_target(dataclasses.asdict(stage.weights), stage.statistics)
-    target = build.target_dataset(config, stage, classes) if needs_target else None
-    updates = build.training_pairs(config, stage, source, target, start=0)
+    stage, classes = getattr(config, section), datasets.class_table(config)
+    source, target = datasets.training_sets(config, stage, classes)
+    with tempfile.TemporaryDirectory() as folder:  # what is prepared belongs to no run, and is in memory then
+        kept = dataclasses.replace(stage, snapshot_dir=folder)
+        prepare_source(config, kept, source, classes, resumed=False)
+    updates = datasets.training_pairs(config, stage, source, target, start=0)
     return prefetch(updates, partial(on_device, device=device), device)
 
 
@@ -105,7 +107,7 @@ def _extend(parser: Parser) -> None:
     parser.add_argument("--stage", choices=SECTIONS, default="step2", help="section of the configuration")
     parser.add_argument("--quick", action="store_true", help="a small network and small images")
     parser.add_argument("--data", action="store_true", help="load the configuration's own images")
-    parser.add_argument("--iterations", type=int, default=3, metavar="N", help="updates that count (default: 3)")
+    parser.add_argument("--iterations", type=at_least_one, default=3, metavar="N", help="updates that count (3)")
 
 
 if __name__ == "__main__":

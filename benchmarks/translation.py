@@ -23,7 +23,7 @@ from dataset.labels import ClassTable
 from dataset.loading import BatchLoader
 from dataset.transforms import Normalize
 from dataset.translation import COPIES
-from utils import build, networks
+from utils import datasets, networks
 from utils.config import Config, Parser, build_config, read_config
 from utils.flags import output_file
 from utils.inference import predict
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = Path(arguments.config)
     config = build_config(read_config(path), where=str(path))
     runs = Path("runs") / path.stem
-    classes, device = build.class_table(config), pick_device(arguments.device)
+    classes, device = datasets.class_table(config), pick_device(arguments.device)
     oracle = arguments.oracle or str(Path("runs") / f"{path.stem}_oracle" / "step1")
     network, normalize, weights, report = networks.trained_network(oracle, config, classes, device)
     for line in report.lines:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     domains["target"] = config
     made = origin("benchmarks.translation", argv, device)
     # All of them before the first score: a copy that is missing is said now.
-    loaders = {name: build.prediction_loader(own, "val", classes, labelled=True) for name, own in domains.items()}
+    loaders = {name: datasets.prediction_loader(own, "val", classes, labelled=True) for name, own in domains.items()}
     scores = {name: _scores(loader, classes, network, normalize) for name, loader in loaders.items()}
 
     say(format_columns(classes.names, {name: score["iou"] for name, score in scores.items()}))

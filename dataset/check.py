@@ -38,7 +38,7 @@ SHOWN = 3  # places of a finding on the console
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the report, with --json write it, too; raises DataError if there is a problem."""
-    from utils import build
+    from utils import datasets
     from utils.flags import TRAINING, parse
     from utils.log import progress, say, write_json
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, options = parse(argv, description=__doc__, section=SECTIONS, flags=TRAINING, extend=_flags)
     for note in (*options.notes, *passed_over):
         say(f"note: {note}")
-    classes = build.class_table(config, options.arguments)
+    classes = datasets.class_table(config, options.arguments)
     began = time.monotonic()
     sets, notes = examined_sets(config, classes, decode=options.arguments.decode)
     charts = [listed(data) for data in sets]
@@ -114,14 +114,14 @@ def examined_sets(config: Config, classes: ClassTable, *, decode: bool) -> tuple
 
     The findings tell of what is not there yet. decode: inflate PNG images, too.
     """
-    from utils import build, quick_check
+    from utils import datasets, quick_check
 
-    source, target = (build.corpus(config, domain, classes) for domain in ("source", "target"))
+    source, target = (datasets.corpus(config, domain, classes) for domain in ("source", "target"))
     sets = [_split("source", source, "train", decode, labelled=True, learnt=True)]
     if "val" in source.lists:
         sets.append(_split("source", source, "val", decode, labelled=True, held_out=True))
     notes = []
-    folders = build.pseudo_label_folders(config)
+    folders = datasets.pseudo_label_folders(config)
     for split, named in folders.items():
         notes += [_not_there(split, folder) for folder in named if not folder.is_dir()]
         there: list[Path | None] = [folder for folder in named if folder.is_dir()]
@@ -129,7 +129,7 @@ def examined_sets(config: Config, classes: ClassTable, *, decode: bool) -> tuple
             decoding = train_id_decoding(classes.num_classes) if folder else None
             method = quick_check.target_method(config, _training_title(split, folder, named), decoding, decode=decode)
             sets.append(DataSet(method=method, corpus=target, split=split, pseudo_labels=folder))
-    if build.validates(config, classes):
+    if datasets.validates(config, classes):
         sets.append(_split("target", target, "val", decode, labelled=True, held_out=True))
     elif config.run.validate:
         remedy = "set val_list of [target] to validate, and for a best checkpoint"

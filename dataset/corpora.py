@@ -11,16 +11,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from dataset.labels import LabelDecoding
 from dataset.toml import DataError, Table, is_integer, shipped_table
 
 __all__ = [
     *("Corpus", "DataError", "EntryError", "Sample"),
-    *("files_below", "flat_names", "number_of", "require_finished", "pseudo_label_name", "with_pseudo_labels"),
+    *("evenly", "files_below", "flat_names", "number_of"),
+    *("require_finished", "pseudo_label_name", "with_pseudo_labels"),
 ]
 
+Item = TypeVar("Item")
 SPLITS = ("train", "val", "test")
 UNFINISHED = "unfinished.json"  # marks a folder of predictions while it is filled
 _FOLDER_KEYS = ("root", "images", "labels", "image_suffix", "label_suffix")
@@ -353,3 +355,9 @@ def _require_labels(samples: Sequence[Sample], remedy: str, what: str = "labels"
             f"{missing[0].label}: {len(missing)} of {len(samples)} {what} are missing, first that of"
             f" {missing[0].name}; {remedy}"
         )
+
+
+def evenly(items: Sequence[Item], most: int) -> list[Item]:
+    """At most `most` of the items, evenly spread from the first to the last."""
+    count = min(most, len(items))
+    return [items[round(index * (len(items) - 1) / max(count - 1, 1))] for index in range(count)]

@@ -37,9 +37,10 @@ class SegmentationDataset(Dataset[Example]):
     augment: random mirror, scale and turn; the draws at a position depend on (seed, stream, position) alone.
     native_labels: keep each label at its own size (validation); an unlabelled image then gives its own size.
     cache: where images resized to `size` are kept; unused where that is None or the scale is random.
-    translate: gives images the style of others before they are augmented; the style drawn at a position depends on
-    (seed, stream, position) alone, and the draws of the augmentation do not change.
-    shows: which sample a position of a training stream shows; None: each once per epoch (dataset.loading).
+
+    Attributes to set: translate gives images the style of others before they are augmented; the style drawn at a
+    position depends on (seed, stream, position) alone, and the draws of the augmentation do not change. shows: which
+    sample a position of a training stream shows; None: each once per epoch (dataset.loading).
     """
 
     def __init__(
@@ -53,8 +54,6 @@ class SegmentationDataset(Dataset[Example]):
         stream: int = 0,
         native_labels: bool = False,
         cache: ImageCache | None = None,
-        translate: Translator | None = None,
-        shows: Callable[[int], int] | None = None,
     ) -> None:
         if decoding is None and any(sample.label is not None for sample in samples):
             raise ValueError("labelled samples need a decoding")
@@ -68,8 +67,8 @@ class SegmentationDataset(Dataset[Example]):
         self.stream = stream
         self.native_labels = native_labels
         self.cache = cache
-        self.translate = translate
-        self.shows = shows
+        self.translate: Translator | None = None
+        self.shows: Callable[[int], int] | None = None
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -31,7 +31,7 @@ import numpy as np
 import tomli_w
 from PIL import Image
 
-from dataset.corpora import Corpus, Sample, number_of
+from dataset.corpora import Corpus, Sample, evenly, number_of
 from dataset.pool import processes
 from dataset.segmentation import read_image
 from dataset.toml import DataError
@@ -60,13 +60,13 @@ AS_STORED = "none"  # the translation on the fly of a copy that is translated al
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Translate what the command line names, and say how to use it."""
-    from utils import build
     from utils.flags import TRANSLATING, parse
     from utils.lock import only_one
     from utils.log import progress, say, write_json
+    from utils.notes import say_notes
 
     config, options = parse(argv, description=__doc__ or "", section="cyclegan", flags=TRANSLATING, extend=_arguments)
-    build.say_notes(config, options)
+    say_notes(config, options)
     job = _job(config, options)
     with only_one(job.folder, "wait for it, or choose another --save"):
         _refuse_what_is_not_ours(job)  # before hours of training
@@ -127,10 +127,10 @@ def _arguments(parser: Parser) -> None:
 
 
 def _job(config: Config, options: Options) -> Job:
-    from utils import build
+    from utils import datasets
 
     arguments = options.arguments
-    corpus = build.corpus(config, "source", build.class_table(config))
+    corpus = datasets.corpus(config, "source", datasets.class_table(config))
     if Path(f"x{corpus.image_suffix}").suffix.lower() not in ENCODINGS:
         raise ConfigError(
             f"[source] image_suffix {corpus.image_suffix!r}: images can be written as {', '.join(ENCODINGS)} only"
@@ -140,11 +140,11 @@ def _job(config: Config, options: Options) -> Job:
         raise ConfigError(f"--save {folder}: this is the source itself; choose another folder")
     copy = _copy_of(corpus, folder)
     splits = {
-        split: [_task(copy, split, sample) for sample in build.samples_of(corpus, split, labelled=True)]
+        split: [_task(copy, split, sample) for sample in datasets.samples_of(corpus, split, labelled=True)]
         for split in dict.fromkeys(arguments.set)
     }
     same_layout = (copy.images, copy.labels) == (corpus.images, corpus.labels)
-    return Job(folder, arguments.method, build.input_size(config, "source"), copy, same_layout, splits)
+    return Job(folder, arguments.method, datasets.input_size(config, "source"), copy, same_layout, splits)
 
 
 def _copy_of(corpus: Corpus, folder: Path) -> Corpus:
@@ -239,22 +239,23 @@ class Painter:
 
 
 def _painter(config: Config, options: Options, job: Job) -> Painter:
-    from utils import build
+    from utils import datasets
 
-    classes = build.class_table(config, options.arguments)
-    target = build.corpus(config, "target", classes).samples(config.step1.split, labelled=False)
+    classes = datasets.class_table(config, options.arguments)
+    target = datasets.corpus(config, "target", classes).samples(config.step1.split, labelled=False)
     make = _network_painter if job.method == "cyclegan" else _style_painter
     return make(config, options, job, target)
 
 
 def _style_painter(config: Config, options: Options, job: Job, target: Sequence[Sample]) -> Painter:
     """The methods of dataset/translation.py: each image in the style of a target image that seed and name draw."""
-    from utils import build
+    from utils import datasets
+    from utils.prepared import target_styles
 
     settings, seed = config.translation, config.run.seed
     method = method_named(job.method, beta=settings.beta, size=job.size)
     models = [target[index] for index in drawn_images(len(target), settings.styles, seed=seed)]
-    translator = Translator(method, build.target_styles(config, method, models))
+    translator = Translator(method, target_styles(config, method, models))
 
     def draw(task: Task) -> int:
         drawn = translator.draw((seed, zlib.crc32(task.name.encode())))
@@ -262,7 +263,7 @@ def _style_painter(config: Config, options: Options, job: Job, target: Sequence[
         return drawn
 
     def paint(tasks: Sequence[Task]) -> Iterator[bool]:
-        workers = min(build.worker_count(config), len(tasks))
+        workers = min(datasets.worker_count(config), len(tasks))
         with processes(workers, remedy=f"{AGAIN}, or with fewer --num-workers") as each:
             styled = ((task, translator.styles[draw(task)]) for task in tasks)
             yield from each(partial(translate_one, method, job.size), styled)
@@ -271,7 +272,7 @@ def _style_painter(config: Config, options: Options, job: Job, target: Sequence[
         "translation": str(method),
         "seed": seed,
         "styles": len(models),
-        "target_size": list(build.input_size(config, "target")),
+        "target_size": list(datasets.input_size(config, "target")),
         "target": names_and_sizes(model.image for model in models),
     }
     return Painter(described, paint, lambda task: models[draw(task)].image)
@@ -288,10 +289,10 @@ def translate_one(method: Method, size: tuple[int, int], styled: tuple[Task, np.
 
 def _network_painter(config: Config, options: Options, job: Job, target: Sequence[Sample]) -> Painter:
     """CycleGAN's generator from source to target, trained first if it is not."""
-    from utils import build
+    from utils import datasets
     from utils.cyclegan import trained_translator
 
-    generator = trained_translator(config, options, build.class_table(config)).to_target
+    generator = trained_translator(config, options, datasets.class_table(config)).to_target
     batch = config.evaluate.batch_size
 
     def paint(tasks: Sequence[Task]) -> Iterator[bool]:
@@ -463,8 +464,6 @@ def _next_command(options: Options, fragment: Path) -> str:
 
 def _write_sheet(job: Job, painter: Painter) -> None:
     """The contact sheet: a row for each of a few images, as it was, as it is, and the target image it looks like."""
-    from utils.build import evenly
-
     width = min(SHEET_CELL, job.size[0])
     cell = width, max(1, round(width * job.size[1] / job.size[0]))
     rows = [

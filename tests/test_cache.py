@@ -23,7 +23,7 @@ from dataset.loading import train_loader
 from dataset.segmentation import SegmentationDataset, read_image, read_resized
 from dataset.transforms import Augment
 from tests.worlds import own_settings, write_own
-from utils import build
+from utils import datasets
 from utils.config import ConfigError, build_config
 
 SIZE = (24, 16)
@@ -263,11 +263,11 @@ def test_the_configuration_sets_folder_and_limit_of_every_data_set(tmp_path: Pat
     write_own(tmp_path, images=2, validation=1)
     settings = own_settings(tmp_path, run={"cache": str(tmp_path / "cache"), "cache_gb": 0.5})
     config = build_config(settings, where="own.toml")
-    classes = build.class_table(config)
+    classes = datasets.class_table(config)
     sets = [
-        build.source_dataset(config, config.step1, classes),
-        build.target_dataset(config, config.step1, classes),
-        build.prediction_loader(config, "val", classes, labelled=True).images,
+        datasets.source_dataset(config, config.step1, classes),
+        datasets.target_dataset(config, config.step1, classes),
+        datasets.prediction_loader(config, "val", classes, labelled=True).images,
     ]
     for dataset in sets:
         assert dataset.cache is not None
@@ -275,7 +275,7 @@ def test_the_configuration_sets_folder_and_limit_of_every_data_set(tmp_path: Pat
         assert len(list(map(dataset.__getitem__, range(len(dataset))))) == len(dataset)
     assert len(list((tmp_path / "cache").iterdir())) == sum(map(len, sets))
     without = build_config(own_settings(tmp_path), where="own.toml")
-    assert build.source_dataset(without, without.step1, classes).cache is None
+    assert datasets.source_dataset(without, without.step1, classes).cache is None
 
 
 @pytest.mark.parametrize("value", [0, -1.5, float("nan"), float("inf")])

@@ -20,7 +20,7 @@ from model.deeplab import build_network
 from model.extras.lessons import EXTRA_LOSSES
 from model.weight_files import Weights as FileWeights
 from tests.worlds import own_settings, write_settings
-from utils import build, networks
+from utils import datasets, networks
 from utils.config import (
     Config,
     ConfigError,
@@ -78,9 +78,9 @@ def test_files_are_shipped() -> None:
 def test_every_shipped_configuration_builds(path: Path) -> None:
     """Down to network, banks and corpora; on the meta device, which has shapes and no numbers."""
     config, _ = read("step1", "--config", str(path))
-    classes = build.class_table(config)
+    classes = datasets.class_table(config)
     for domain in ("source", "target"):
-        assert build.corpus(config, domain, classes).decoding.num_classes == classes.num_classes
+        assert datasets.corpus(config, domain, classes).decoding.num_classes == classes.num_classes
     with META:
         network = build_network(
             config.model.name,
@@ -436,10 +436,10 @@ def test_a_missing_domain_is_named(tmp_path: Path, missing: str) -> None:
 
 def test_num_classes_is_checked_against_the_class_table() -> None:
     config, options = read("step1", "--num-classes", "19")
-    assert build.class_table(config, options.arguments).num_classes == 19
+    assert datasets.class_table(config, options.arguments).num_classes == 19
     config, options = read("step1", "--num-classes", "16")
     with pytest.raises(ConfigError, match=r"--num-classes 16.*19"):
-        build.class_table(config, options.arguments)
+        datasets.class_table(config, options.arguments)
 
 
 OFFICIAL = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13}
@@ -456,10 +456,10 @@ def test_a_devkit_must_agree_with_the_configuration(tmp_path: Path, changes: dic
     (tmp_path / "info.json").write_text(json.dumps(content), encoding="utf-8")
     config, options = read("evaluate", "--devkit_dir", str(tmp_path))
     if said is None:
-        assert build.class_table(config, options.arguments).num_classes == 19
+        assert datasets.class_table(config, options.arguments).num_classes == 19
         return
     with pytest.raises(ConfigError, match=said):
-        build.class_table(config, options.arguments)
+        datasets.class_table(config, options.arguments)
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"label2train": 3}', '{"label2train": [[1]]}'])
@@ -468,7 +468,7 @@ def test_a_devkit_that_is_none_is_refused_by_name(tmp_path: Path, content: str |
         (tmp_path / "info.json").write_text(content, encoding="utf-8")
     config, options = read("evaluate", "--devkit_dir", str(tmp_path))
     with pytest.raises(ConfigError, match=r"--devkit_dir: .*info\.json"):
-        build.class_table(config, options.arguments)
+        datasets.class_table(config, options.arguments)
 
 
 def test_255_is_the_ignore_label_that_may_be_given() -> None:
@@ -482,7 +482,7 @@ def test_an_alignment_that_does_not_exist_is_refused(tmp_path: Path, alignment: 
     def build_it() -> None:
         config = build_config(own_settings(tmp_path, step1=alignment), where="own.toml")
         network = build_network("resnet18", num_classes=4, width=2)
-        networks.build_method(network, build.class_table(config), config, config.step1, META)
+        networks.build_method(network, datasets.class_table(config), config, config.step1, META)
 
     with pytest.raises(ConfigError):
         build_it()

@@ -51,7 +51,7 @@ from dataset.pool import AHEAD
 from dataset.segmentation import read_image
 from tests.conftest import Script
 from tests.worlds import NAMES, own_settings, save_png, write_official, write_own, write_settings
-from utils import build, quick_check
+from utils import datasets, quick_check
 from utils.config import ConfigError
 from utils.flags import TRAINING, parse
 
@@ -758,7 +758,7 @@ def test_every_split_that_is_read_is_examined(own: Path) -> None:
     config, _ = parse(
         ["--config", str(write_settings(own / "more.toml", settings))], description="", section="step1", flags=TRAINING
     )
-    sets, notes = check.examined_sets(config, build.class_table(config), decode=True)
+    sets, notes = check.examined_sets(config, datasets.class_table(config), decode=True)
     described = {data.title: (data.labelled, data.held_out, data.pseudo_labels) for data in sets}
     assert described == {
         "source train": (True, False, None),
@@ -883,7 +883,7 @@ def test_training_says_all_that_the_quick_form_finds(own: Path, train: Callable[
 def test_the_quick_form_looks_at_a_few_files_from_end_to_end(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_own(own / "many", images=37)
     config, _ = parse(["--config", "own.toml", "--data-dir", "many"], description="", section="step1", flags=TRAINING)
-    source = build.source_dataset(config, config.step1, build.class_table(config))
+    source = datasets.source_dataset(config, config.step1, datasets.class_table(config))
     looked: list[str] = []
 
     def spy(method: Method, pairs: list[Pair]) -> Tally:

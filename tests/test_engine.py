@@ -24,7 +24,7 @@ from dataset.loading import Batch
 from model.bafft import BAFFT
 from tests.test_bafft import Waits
 from tests.worlds import ALIGNED, SELF_TRAINED, own_settings, save_png, write_own, write_settings
-from utils import build, engine, networks
+from utils import datasets, engine, networks
 from utils.checkpoint import CheckpointError
 from utils.config import Config, ConfigError, build_config
 from utils.engine import Pair, Recipe, TrainState, frozen, set_learning_rates, train_step
@@ -207,22 +207,22 @@ def update(world: Path) -> Callable[..., Update]:
     def make(precision: str = "fp32", device: torch.device = CPU, **stage_keys: Any) -> Update:
         keys = {"pseudo_labels": str(world / "pseudo"), **stage_keys}
         config = build_config(own_settings(world, step2=keys), where="test")
-        stage, classes = config.step2, build.class_table(config)
+        stage, classes = config.step2, datasets.class_table(config)
         seed_everything(3)
-        network, _ = networks.network_and_report(config, "random", classes, device)
+        network, normalize, _ = networks.initial_network("random", config, classes, device)
         method = networks.build_method(network, classes, config, stage, device)
         state = TrainState.fresh(method, stage, device=device, precision=precision)
         recipe = Recipe(
             weights={**ALL_OFF, **dataclasses.asdict(stage.weights)},
             statistics=stage.statistics,
             precision=precision,
-            normalize=networks.normalizer(network, config),
+            normalize=normalize,
         )
-        pairs = build.training_pairs(
+        pairs = datasets.training_pairs(
             config,
             stage,
-            build.source_dataset(config, stage, classes),
-            build.target_dataset(config, stage, classes),
+            datasets.source_dataset(config, stage, classes),
+            datasets.target_dataset(config, stage, classes),
             start=0,
         )
         set_learning_rates(state, stage)
@@ -670,7 +670,7 @@ def test_prefetching_on_cuda_copies_every_item() -> None:
 
 def test_loaders_pin_memory_for_cuda_alone(world: Path) -> None:
     config = build_config(own_settings(world), where="test")
-    assert not build.prediction_loader(config, "val", build.class_table(config), labelled=True).pin_memory
+    assert not datasets.prediction_loader(config, "val", datasets.class_table(config), labelled=True).pin_memory
 
 
 # ---- benchmarks ----

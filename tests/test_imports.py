@@ -16,7 +16,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("model", "dataset", "utils", "benchmarks", "tests")
 COMPOSING = {
-    *("utils.build", "utils.networks", "utils.quick_check", "utils.prediction_run", "utils.mistakes"),
+    *("utils.datasets", "utils.prepared", "utils.networks", "utils.quick_check", "utils.prediction_run"),
+    *("utils.mistakes", "utils.notes"),
     *("utils.cyclegan", "utils.engine", "utils.inspection", "utils.report.write", "utils.stage"),
 }
 ALLOWED_ROOMS = {"model": {"model"}, "dataset": {"dataset"}, "utils": {"utils"}}
@@ -88,7 +89,7 @@ def test_distributed_training_has_one_home() -> None:
     ("source", "expected"),
     [
         ("import utils.log", {"utils.log"}),
-        ("from utils import build", {"utils", "utils.build"}),
+        ("from utils import datasets", {"utils", "utils.datasets"}),
         ("def f():\n    from dataset.labels import IGNORE", {"dataset.labels", "dataset.labels.IGNORE"}),
         ("from . import sibling", {"model", "model.sibling"}),
         ("from .regions import pool", {"model.regions", "model.regions.pool"}),

@@ -21,7 +21,7 @@ from dataset.labels import train_id_decoding
 from dataset.loading import Batch, PositionSampler, Shuffled, eval_loader, order, train_loader
 from dataset.segmentation import SegmentationDataset
 from dataset.transforms import Augment
-from utils import build
+from utils import notes
 from utils.flags import TRAINING, parse
 
 # Python 3.12 and newer warn when a process with threads forks, which is how loaders start workers on Linux.
@@ -191,7 +191,7 @@ def test_processes_that_feed_a_step() -> None:
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_slow_decoding_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fast: bool) -> None:
-    monkeypatch.setattr(build, "FAST_PNG", fast)
+    monkeypatch.setattr(notes, "FAST_PNG", fast)
     config, options = parse([], description="", section="step1", flags=TRAINING)
-    build.say_notes(config, options)
+    notes.say_notes(config, options)
     assert ("note: kornia-rs 0.2 or newer is not installed" in capsys.readouterr().out) == (not fast)

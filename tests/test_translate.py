@@ -37,7 +37,7 @@ from model.translator import (
 from model.weights import write_weights
 from tests.conftest import Script
 from tests.worlds import NAMES, own_settings, write_official, write_own, write_settings
-from utils import build, cyclegan
+from utils import cyclegan, datasets
 from utils.config import CycleGANSettings, build_config, read_config
 from utils.mistakes import MISTAKES
 from utils.nonfinite import NonFiniteError
@@ -320,7 +320,7 @@ def test_weights_that_are_no_numbers_are_not_saved(world: Path, monkeypatch: pyt
 def test_an_update_moves_every_network_and_leaves_the_segmenter(world: Path, precision: str) -> None:
     config = build_config(read_config(world / "tiny.toml"), where="tiny")
     device = torch.device("cpu")
-    segment = cyclegan.segmenter(config, build.class_table(config), device)
+    segment = cyclegan.segmenter(config, datasets.class_table(config), device)
     assert segment is not None
     probe = images(1, 3, 32, 40)
     opinion = segment(probe)
@@ -396,11 +396,11 @@ def test_a_copy_of_the_source(world: Path, script: Script, method: str, capsys: 
     fragment = copy / f"tiny_{method}.toml"
     assert str(fragment.relative_to(world)) in out.splitlines()[-1]
     config = build_config(read_config(fragment), where=str(fragment))
-    classes = build.class_table(config)
-    samples = build.corpus(config, "source", classes).samples("train", labelled=True)
+    classes = datasets.class_table(config)
+    samples = datasets.corpus(config, "source", classes).samples("train", labelled=True)
     assert [sample.image for sample in samples] == [Path("runs/tiny/translated") / method / "images" / n for n in names]
     by_flag = build_config({**read_config("tiny.toml"), "source": {**config.source, "images": "images"}}, where="")
-    assert build.corpus(by_flag, "source", classes).samples("train", labelled=True) == samples
+    assert datasets.corpus(by_flag, "source", classes).samples("train", labelled=True) == samples
     code, out, error = script("dataset.check", str(fragment))
     assert code == 0, out + error
 

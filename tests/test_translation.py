@@ -304,7 +304,8 @@ def test_images_are_translated_before_the_same_augmentation(name: str, scale: bo
     ways: dict[str, Any] = {"decoding": train_id_decoding(4), "size": (20, 16), "seed": 3, "stream": 1}
     augment = Augment(mirror=True, scale=scale)
     plain = SegmentationDataset(samples, augment=augment, **ways)
-    translated = SegmentationDataset(samples, augment=augment, translate=translator, **ways)
+    translated = SegmentationDataset(samples, augment=augment, **ways)
+    translated.translate = translator
     for position in range(8):
         before, after = plain[position, position % 4], translated[position, position % 4]
         assert torch.equal(before.label, after.label)  # the draws of the augmentation are the same
@@ -318,7 +319,8 @@ def test_images_are_translated_before_the_same_augmentation(name: str, scale: bo
 
 def test_never_translated_is_as_stored(samples: list[Sample]) -> None:
     ways: dict[str, Any] = {"decoding": train_id_decoding(4), "size": (20, 16)}
-    never = SegmentationDataset(samples, translate=Translator(*styles("fda"), probability=0.0), **ways)
+    never = SegmentationDataset(samples, **ways)
+    never.translate = Translator(*styles("fda"), probability=0.0)
     plain = SegmentationDataset(samples, **ways)
     assert all(torch.equal(never[index].image, plain[index].image) for index in range(4))
 

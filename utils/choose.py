@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dataset.corpora import evenly
 from dataset.labels import ClassTable
 from dataset.loading import Batch, BatchLoader, eval_loader
 from dataset.segmentation import SegmentationDataset
 from dataset.transforms import Normalize
 from model.deeplab import SegmentationNetwork
-from utils import build, networks
+from utils import datasets, networks
 from utils.checkpoint import load_last
 from utils.config import ConfigError, Parser
 from utils.flags import at_least_one
@@ -120,17 +121,17 @@ class _Gaze:
     def at(cls, run: RunRecord, *, images: int) -> _Gaze:
         """At most so many target training images of a run; their labels are not looked for."""
         config = run.config
-        classes = build.class_table(config)
-        samples = build.corpus(config, "target", classes).samples(run.stage.split, labelled=False)
+        classes = datasets.class_table(config)
+        samples = datasets.corpus(config, "target", classes).samples(run.stage.split, labelled=False)
         dataset = SegmentationDataset(
-            build.evenly(samples, images),
+            evenly(samples, images),
             decoding=None,
-            size=build.input_size(config, "target"),
-            cache=build.image_cache(config),
+            size=datasets.input_size(config, "target"),
+            cache=datasets.image_cache(config),
         )
         return cls(
             classes=classes,
-            loader=eval_loader(dataset, num_workers=build.worker_count(config)),
+            loader=eval_loader(dataset, num_workers=datasets.worker_count(config)),
             device=pick_device(config.run.device),
             precision=config.run.precision,
         )

@@ -25,7 +25,7 @@ from dataset.corpora import Sample, number_of
 from dataset.labels import ClassTable
 from model.translator import CycleGAN, Segmenter, to_unit
 from model.weight_files import first_line
-from utils import build, networks, quick_check
+from utils import datasets, networks, quick_check
 from utils.checkpoint import LAST, CheckpointError, load_last, require_keys, restore_rng, rng_state, save_last
 from utils.config import Config, ConfigError, CycleGANSettings, Stage
 from utils.engine import Losses, Pair, frozen, fuses, on_device
@@ -178,8 +178,8 @@ def trained_translator(config: Config, options: Options, classes: ClassTable) ->
     if saved and saved["step"] >= settings.num_steps:
         state = _state(config, device, saved)
         images = (
-            build.samples_of(build.corpus(config, "source", classes), "train", labelled=True),
-            build.corpus(config, "target", classes).samples(config.step1.split, labelled=False),
+            datasets.samples_of(datasets.corpus(config, "source", classes), "train", labelled=True),
+            datasets.corpus(config, "target", classes).samples(config.step1.split, labelled=False),
         )
         for domain in _other_images(saved["meta"], _images(*images)):
             say(f"note: {folder / LAST} was trained on other images of the {domain} (by their names and sizes)")
@@ -193,7 +193,7 @@ def trained_translator(config: Config, options: Options, classes: ClassTable) ->
 
 def _with_fitting_crop(config: Config) -> Config:
     """The configuration with a crop that lies in the images of both domains; says where it had to be made smaller."""
-    sizes = [build.input_size(config, domain) for domain in ("source", "target")]
+    sizes = [datasets.input_size(config, domain) for domain in ("source", "target")]
     asked = config.cyclegan.crop
     crop = min(asked[0], *(width for width, _ in sizes)), min(asked[1], *(height for _, height in sizes))
     if crop != asked:
@@ -266,8 +266,8 @@ def _train(
     """Train from the saved state, or from the beginning, to the last update."""
     settings, precision = config.cyclegan, config.run.precision
     stage = Stage(batch_size=settings.batch_size, num_steps=settings.num_steps, split=config.step1.split)
-    source = build.source_dataset(config, stage, classes)
-    target = build.target_dataset(config, stage, classes)
+    source = datasets.source_dataset(config, stage, classes)
+    target = datasets.target_dataset(config, stage, classes)
     quick_check.check_data(config, stage, source=source, target=target, validation=None)
     tune_kernels(device)
     segment = segmenter(config, classes, device)
@@ -289,7 +289,7 @@ def _train(
         run = TranslatorRun(config=config, state=state, log=log, images=images)
         run.began -= saved["meta"]["seconds"] if saved else 0.0
         with postponed() as run.request:
-            batches = build.training_pairs(config, stage, source, target, start=state.step)
+            batches = datasets.training_pairs(config, stage, source, target, start=state.step)
             fit(run, batches, partial(train_step, state, settings, segment=segment, precision=precision))
     run.finish({"source": len(source), "target": len(target), "segmenter": settings.segmenter})
     return state

@@ -135,6 +135,12 @@ def fuses(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def needs_target(stage: Stage) -> bool:
+    """Whether target images go through the network at all: a source-only run never touches them."""
+    losses = (getattr(stage.weights, name) for name in (*TARGET_LOSSES, *EXTRA_LOSSES))
+    return stage.statistics in ("target", "both") or any(losses)
+
+
 def needs_teacher(stage: Stage) -> bool:
     """Whether any loss of the stage is made from a teacher's labels."""
     return any(getattr(stage.weights, name) for name in LESSON_LOSSES)
@@ -194,11 +200,6 @@ class Recipe:
             seed=config.run.seed,
             skip_nonfinite=config.run.nonfinite == "skip",
         )
-
-    @staticmethod
-    def needs_target(weights: Mapping[str, float], statistics: str) -> bool:
-        """Whether target images go through the network at all: a source-only run never touches them."""
-        return statistics in ("target", "both") or any(weights[name] for name in (*TARGET_LOSSES, *EXTRA_LOSSES))
 
 
 def train_step(state: TrainState, recipe: Recipe, batches: Sequence[Pair]) -> Losses:

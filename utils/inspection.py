@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dataset.corpora import DataError, with_pseudo_labels
+from dataset.corpora import DataError, evenly, with_pseudo_labels
 from dataset.labels import IGNORE, ClassTable, train_id_decoding
 from dataset.segmentation import SegmentationDataset
 from dataset.transforms import Normalize
 from model.deeplab import SegmentationNetwork, SegOutput
 from model.regions import partition, pool, to_grid
-from utils import build, networks
+from utils import datasets, networks
 from utils.config import Config, Stage
 from utils.diagnostics import Divergence, RegionSet, coverage
 from utils.evaluation import labels_and_confidence
@@ -128,7 +128,7 @@ class Domains(NamedTuple):
 def domains(config: Config, stage: Stage, classes: ClassTable, *, most: int) -> Domains:
     """At most `most` source training and target validation images each, evenly spread; without a validation list,
     target training images, without truth. Raises DataError for data that are not there."""
-    labelled = build.validates(config, classes)
+    labelled = datasets.validates(config, classes)
     split = "val" if labelled else stage.split
     source = _some(config, "source", "train", classes, most=most, labelled=True)
     target = _some(config, "target", split, classes, most=most, labelled=labelled)
@@ -138,9 +138,9 @@ def domains(config: Config, stage: Stage, classes: ClassTable, *, most: int) -> 
 def _some(
     config: Config, domain: str, split: str, classes: ClassTable, *, most: int, labelled: bool
 ) -> SegmentationDataset:
-    data = build.corpus(config, domain, classes)
-    samples = build.evenly(data.samples(split, labelled=labelled), most)
-    size = build.input_size(config, domain)
+    data = datasets.corpus(config, domain, classes)
+    samples = evenly(data.samples(split, labelled=labelled), most)
+    size = datasets.input_size(config, domain)
     return SegmentationDataset(samples, decoding=data.decoding if labelled else None, size=size)
 
 
@@ -151,7 +151,7 @@ def training_images(config: Config, stage: Stage, classes: ClassTable, *, most: 
 
 def some_of(dataset: SegmentationDataset, most: int) -> SegmentationDataset:
     """At most `most` of the images, evenly spread."""
-    samples = build.evenly(dataset.samples, most)
+    samples = evenly(dataset.samples, most)
     return SegmentationDataset(samples, decoding=dataset.decoding, size=dataset.size)
 
 
@@ -210,7 +210,7 @@ class Diagnosis(NamedTuple):
             precision=config.run.precision,
             instances=stage.instances,
         )
-        given = build.wants_pseudo_labels(stage)
+        given = datasets.wants_pseudo_labels(stage)
         pseudo = pseudo_labels(config, stage, classes, most=AT_SNAPSHOTS).confusion if given else None
         return cls(lens, domains(config, stage, classes, most=AT_SNAPSHOTS), pseudo)
 

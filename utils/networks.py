@@ -11,7 +11,7 @@ import torch
 from dataset.labels import ClassTable
 from dataset.transforms import Normalize
 from model.activations import checkpoint_blocks, use_inplace_norms
-from model.bafft import ALIGNMENT_LOSSES, BAFFT, Alignment
+from model.bafft import BAFFT, Alignment
 from model.deeplab import SegmentationNetwork, build_network, input_statistics
 from model.discriminator import Discriminator
 from model.weights import (
@@ -30,10 +30,16 @@ from utils.log import say
 HUBS = ("random", "torchvision", "timm")  # where initial weights come from, other than files
 
 
-def network_and_report(
-    config: Config, restore_from: str, classes: ClassTable, device: torch.device
-) -> tuple[SegmentationNetwork, Report]:
-    """The network of `[model]` with its initial weights, and where they came from."""
+class Initial(NamedTuple):
+    """A network before its first update, the normalisation of its images, where its weights came from."""
+
+    network: SegmentationNetwork
+    normalize: Normalize
+    report: Report
+
+
+def initial_network(restore_from: str, config: Config, classes: ClassTable, device: torch.device) -> Initial:
+    """The network of `[model]` with the weights that training starts from: a file, a run folder or one of `HUBS`."""
     settings = config.model
     network = build_network(
         settings.name,
@@ -56,7 +62,7 @@ def network_and_report(
         use_inplace_norms(network)
     if settings.checkpointing:
         checkpoint_blocks(network)
-    return _place(network, device), report
+    return Initial(_place(network, device), normalizer(network, config), report)
 
 
 class Trained(NamedTuple):
@@ -167,7 +173,8 @@ def normalizer(network: SegmentationNetwork, config: Config, weights: Weights | 
 def build_method(
     network: SegmentationNetwork, classes: ClassTable, config: Config, stage: Stage, device: torch.device
 ) -> BAFFT:
-    """The method around a network. Raises ConfigError for alignment settings that do not exist."""
+    """The method around a network, whose batch norms are told whether they keep their statistics. Raises ConfigError
+    for alignment settings that do not exist."""
     network.keeps_statistics = stage.statistics == "kept"
     alignment = Alignment(
         aim=stage.aim,
@@ -196,17 +203,3 @@ def _place(network: SegmentationNetwork, device: torch.device) -> SegmentationNe
     network.to(device)
     network.to(memory_format=torch.channels_last)
     return network
-
-
-def say_frozen_notes(config: Config, stage: Stage) -> None:
-    """What does not go together with what is kept or frozen."""
-    kept = stage.statistics == "kept"
-    if kept and stage.restore_from == "random":
-        say("note: [step*] statistics = kept is for trained weights; a random start has means 0 and variances 1")
-    if config.model.freeze_backbone and not kept:
-        say(f"note: [model] freeze_backbone freezes weights; norms still follow statistics = {stage.statistics}")
-    if config.model.freeze_backbone and config.model.train_norm_affine:
-        say("note: [model] train_norm_affine has no effect on a frozen backbone")
-    aligned = [name for name in ALIGNMENT_LOSSES if getattr(stage.weights, name)]
-    if config.model.freeze_backbone and not config.model.feature_strides and aligned:
-        say(f"note: {', '.join(aligned)}: no effect on a frozen backbone (feature_strides adds a layer that learns)")

@@ -10,11 +10,12 @@ from dataset.corpora import Sample
 from dataset.labels import ClassTable
 from dataset.segmentation import SegmentationDataset
 from model.weights import Weights
-from utils import build, networks, quick_check
+from utils import datasets, networks, quick_check
 from utils.config import Config, ConfigError
 from utils.flags import Options
 from utils.inference import Prediction, Views, predict
 from utils.log import say
+from utils.notes import say_notes
 from utils.runtime import pick_device, tune_kernels
 
 
@@ -49,14 +50,14 @@ def prediction_run(
 
     outputs: folders that PNGs will be written to. Raises ConfigError where one of them holds the data itself.
     """
-    build.say_notes(config, options)
-    classes = build.class_table(config, options.arguments)
+    say_notes(config, options)
+    classes = datasets.class_table(config, options.arguments)
     folders = list(outputs)
-    loader = build.prediction_loader(config, split, classes, labelled=labelled, flat=bool(folders))
+    loader = datasets.prediction_loader(config, split, classes, labelled=labelled, flat=bool(folders))
     _keep_out_of_data(config, classes, split, loader.images.samples, folders)
     if labelled:
         labels = [sample.label for sample in loader.images.samples if sample.label is not None]
-        quick_check.refuse_train_ids(build.corpus(config, "target", classes), labels)
+        quick_check.refuse_train_ids(datasets.corpus(config, "target", classes), labels)
     device = pick_device(config.run.device)
     tune_kernels(device)
     network, normalize, weights, report = networks.trained_network(restore_from, config, classes, device)
@@ -76,7 +77,7 @@ def _keep_out_of_data(
     config: Config, classes: ClassTable, split: str, samples: Sequence[Sample], outputs: Iterable[Path]
 ) -> None:
     """Raise ConfigError where an output folder is one of the data: files of a flat corpus have the names of ours."""
-    target, source = build.corpus(config, "target", classes), build.corpus(config, "source", classes)
+    target, source = datasets.corpus(config, "target", classes), datasets.corpus(config, "source", classes)
     images = {source.image_folder("train"), target.image_folder(split), *(sample.image.parent for sample in samples)}
     truths = target.label_folder(split)
     labels = {source.label_folder("train"), truths, *((truths / target.label_name(s.name)).parent for s in samples)}

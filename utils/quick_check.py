@@ -7,13 +7,12 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dataset.corpora import Corpus, DataError, Sample
+from dataset.corpora import Corpus, DataError, Sample, evenly
 from dataset.doctor import PROBLEM, PSEUDO_LABEL, Finding, Findings, Method, examine, listed_pair
 from dataset.doctor import Pair as FilePair
 from dataset.doctor_sets import shared, train_id_suspicion
 from dataset.labels import LabelDecoding
 from dataset.segmentation import SegmentationDataset
-from utils import build
 from utils.config import Config, Stage
 from utils.flags import TRAINING, Options, next_command
 from utils.log import say
@@ -74,7 +73,7 @@ def refuse_train_ids(data: Corpus, labels: Sequence[Path], *, most: int = 8) -> 
     """Raise DataError where more than a quarter of a few label files, evenly spread, look like train ids under a table
     of raw ids, most of which it would silently leave out."""
     method = Method(title="target", table="[target]", decoding=data.decoding, trust_ids=data.trust_ids)
-    tally = examine(method, [FilePair("", str(path)) for path in build.evenly(labels, most)])
+    tally = examine(method, [FilePair("", str(path)) for path in evenly(labels, most)])
     for finding in train_id_suspicion(tally, tolerated=TOLERATED):
         if finding.severity == PROBLEM:
             counted = f"{finding.count} of {tally.labels} labels looked at"
@@ -95,7 +94,7 @@ def _labelled_method(config: Config, title: str, domain: str, decoding: LabelDec
 
 def _probe(method: Method, dataset: SegmentationDataset, *, most: int = 8) -> Iterator[Finding]:
     """What is wrong with at most `most` of the samples, evenly spread from the first to the last."""
-    tally = examine(method, list(map(listed_pair, build.evenly(dataset.samples, most))))
+    tally = examine(method, list(map(listed_pair, evenly(dataset.samples, most))))
     # All are read only where the few know no class.
     known = method.decoding is None or method.what == PSEUDO_LABEL or method.decoding.knows(tally.counts)
     if tally.labels and not known and not any(_knows(method, sample) for sample in dataset.samples):

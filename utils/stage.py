@@ -6,7 +6,6 @@ A stage is data: the two differ in weights, modes and where the target's labels 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import shlex
 import signal
 import time
@@ -27,7 +26,7 @@ from dataset.segmentation import SegmentationDataset
 from dataset.transforms import Normalize
 from model.weight_files import first_line
 from model.weights import Report, write_weights
-from utils import build, networks, quick_check
+from utils import datasets, networks, quick_check
 from utils.board import heatmap, pairs_text
 from utils.checkpoint import LAST, PREVIOUS, CheckpointError, earlier_one, load_last, save_last
 from utils.config import Config, ConfigError, Stage, completed
@@ -42,6 +41,8 @@ from utils.interrupts import Request, exit_code, postponed
 from utils.lock import only_one
 from utils.log import RunLog, say, write_json, write_manifest
 from utils.metrics import ConfusionMatrix, Counts, iou_array
+from utils.notes import say_frozen_notes, say_notes
+from utils.prepared import prepare_source
 from utils.report.write import report_at_end
 from utils.resume import changes, refusals
 from utils.run_folder import CONFUSION, last_confusion, read_json
@@ -63,36 +64,33 @@ def run_stage(config: Config, options: Options, section: str) -> dict[str, Any]:
 
 def _train(config: Config, options: Options, section: str) -> dict[str, Any]:
     stage: Stage = getattr(config, section)
-    build.say_notes(config, options)
+    say_notes(config, options)
     if not options.continue_train:
-        networks.say_frozen_notes(config, stage)
-    if f"{section}.pseudo_labels" in options.changes and not build.wants_pseudo_labels(stage):
+        say_frozen_notes(config, stage)
+    if f"{section}.pseudo_labels" in options.changes and not datasets.wants_pseudo_labels(stage):
         say("note: --ssl-target-dir has no effect here: nothing in the stage reads pseudo labels")
     _check_folder(stage, options)
     device = pick_device(config.run.device)
 
-    classes = build.class_table(config, options.arguments)
-    needs_target = Recipe.needs_target(dataclasses.asdict(stage.weights), stage.statistics)
+    classes = datasets.class_table(config, options.arguments)
     with quick_check.full_report_named(options, section):
-        source = build.source_dataset(config, stage, classes)
-        target = build.target_dataset(config, stage, classes) if needs_target else None
-        validation = build.validation_loader(config, classes)
+        source, target = datasets.training_sets(config, stage, classes)
+        validation = datasets.validation_loader(config, classes)
         images = validation.images if validation else None
         quick_check.check_data(config, stage, source=source, target=target, validation=images)
         # Only now: the target images that it reads take their time, and what is wrong with the data is said first.
-        build.prepare_source(config, stage, source, classes, resumed=options.continue_train)
+        prepare_source(config, stage, source, classes, resumed=options.continue_train)
 
     seed_everything(config.run.seed)
     tune_kernels(device, deterministic=config.run.deterministic)
     # A run that goes on brings its own weights; those it once started from may be gone.
     restore_from = "random" if options.continue_train else stage.restore_from
-    network, report = networks.network_and_report(config, restore_from, classes, device)
-    normalize = networks.normalizer(network, config)
+    network, normalize, report = networks.initial_network(restore_from, config, classes, device)
     recipe = Recipe.of(config, stage, normalize)
     method = networks.build_method(network, classes, config, stage, device)
     diagnosis = Diagnosis.begin(config, stage, classes, network, normalize) if config.run.diagnostics else None
     state = TrainState.fresh(method, stage, device=device, precision=config.run.precision)
-    batches_from = partial(build.training_pairs, stage=stage, source=source, target=target)
+    batches_from = partial(datasets.training_pairs, stage=stage, source=source, target=target)
     run = TrainingRun(
         guard=Guard(config=config, folder=Path(stage.snapshot_dir), state=state, batches_from=batches_from),
         config=config,
@@ -436,7 +434,7 @@ def _inputs(report: Report, source: SegmentationDataset, target: SegmentationDat
 
 def _pseudo_labels(stage: Stage) -> dict[str, Any] | None:
     """What the pseudo labels were made with, None where none are read; empty where their folder does not say."""
-    if not build.wants_pseudo_labels(stage):
+    if not datasets.wants_pseudo_labels(stage):
         return None
     record = read_json(Path(stage.pseudo_labels) / "thresholds.json")
     return {key: record[key] for key in ("restore_from", "sha256")} if "sha256" in record else {}

@@ -13,7 +13,7 @@ from dataset.corpora import DataError
 from dataset.labels import IGNORE, ClassTable
 from dataset.segmentation import SegmentationDataset
 from model.weight_files import first_line
-from utils import build
+from utils import datasets
 from utils.config import ConfigError
 from utils.files import atomic_write
 from utils.inspection import Domains, Lens, Pixels, PseudoLabels, View, domains, pseudo_labels, some_of, training_images
@@ -59,7 +59,7 @@ def write_reports(
     runs, given = [records[key] for key in wanted], records[next(iter(others))] if others else None
     for run in records.values():
         _require_same_classes(runs[0], run)
-    gaze = Gaze(origin=runs[0], classes=build.class_table(runs[0].config), images=images)
+    gaze = Gaze(origin=runs[0], classes=datasets.class_table(runs[0].config), images=images)
     single = len(runs) == 1
     first = given or runs[0]
     written = []
@@ -150,7 +150,7 @@ class Gaze:
 
 def _pseudo_labels(run: RunRecord, classes: ClassTable, most: int) -> PseudoLabels | Missing:
     """The pseudo labels that a run was trained with."""
-    if not build.wants_pseudo_labels(run.stage):
+    if not datasets.wants_pseudo_labels(run.stage):
         return Missing("The run read no pseudo labels.")
     try:
         return pseudo_labels(run.config, run.stage, classes, most=most)
@@ -267,7 +267,7 @@ def _require_same_classes(first: RunRecord, other: RunRecord) -> None:
 
 
 def _class_names(run: RunRecord) -> tuple[str, ...]:
-    return build.class_table(run.config).names
+    return datasets.class_table(run.config).names
 
 
 def _plain_classes(table: ClassTable) -> Classes:

@@ -6,31 +6,20 @@ import argparse
 import itertools
 import json
 import multiprocessing
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
-
-import numpy as np
 
 from dataset.cache import ImageCache
 from dataset.corpora import Corpus, DataError, Sample, flat_names, with_pseudo_labels
 from dataset.labels import IGNORE, ClassTable, LabelDecoding, load_class_table, train_id_decoding
 from dataset.loading import BatchLoader, eval_loader, train_loader
-from dataset.png import FAST_PNG
-from dataset.rare import RareFirst, class_pixels
 from dataset.segmentation import SegmentationDataset
 from dataset.transforms import Augment
-from dataset.translation import Method as StyleMethod
-from dataset.translation import Translator, drawn_images, method_named
 from utils.config import Config, ConfigError, Stage
-from utils.engine import Pair
-from utils.files import atomic_write, names_and_sizes
-from utils.flags import Options
-from utils.log import progress, say
+from utils.engine import Pair, needs_target
+from utils.log import say
 from utils.runtime import pick_device
 
-Item = TypeVar("Item")
 SOURCE_STREAM, TARGET_STREAM = 0, 1
 
 
@@ -125,124 +114,12 @@ def target_dataset(config: Config, stage: Stage, classes: ClassTable) -> Segment
     )
 
 
-def prepare_source(
-    config: Config, stage: Stage, source: SegmentationDataset, classes: ClassTable, *, resumed: bool
-) -> None:
-    """How and when a training shows its source images: translated, rare classes first, where the settings say so."""
-    source.translate = translator(config, stage, classes, resumed=resumed)
-    source.shows = rare_first(config, stage, source, classes, resumed=resumed)
-
-
-def translator(config: Config, stage: Stage, classes: ClassTable, *, resumed: bool) -> Translator | None:
-    """How source images are translated while they are loaded, None for as stored.
-
-    The styles come from target training images that the seed draws, and from images alone. They are kept in the run's
-    folder, `styles.npz`, with what they were made from. Raises ConfigError where a run that goes on asks for others.
-    """
-    settings = config.translation
-    if settings.method == "none":
-        return None
-    method = method_named(settings.method, beta=settings.beta, size=input_size(config, "source"))
-    samples = corpus(config, "target", classes).samples(stage.split, labelled=False)
-    drawn = [samples[index] for index in drawn_images(len(samples), settings.styles, seed=config.run.seed)]
-    files, (width, height) = names_and_sizes(sample.image for sample in drawn), input_size(config, "target")
-    origin = f"{method} of {len(drawn)} target images at {width}x{height}, sha256 of names and sizes {files}"
-    path = Path(stage.snapshot_dir) / "styles.npz"
-    styles = _kept(path, origin, lambda: target_styles(config, method, drawn), resumed=resumed)
-    return Translator(method, styles, probability=settings.probability)
-
-
-def rare_first(
-    config: Config, stage: Stage, source: SegmentationDataset, classes: ClassTable, *, resumed: bool
-) -> RareFirst | None:
-    """Which source image comes when, by rare-class sampling; None for each once per epoch.
-
-    The source's labels are counted once and kept in the run's folder, `class_pixels.npz`. Raises DataError for one that
-    cannot be read, unless such files are skipped: then its image is never drawn. ConfigError as of `translator`.
-    """
-    if not stage.rare_classes:
-        return None
-    labels = [sample.label for sample in source.samples if sample.label is not None]
-    origin = f"{source.decoding} of {len(labels)} labels, sha256 of names and sizes {names_and_sizes(labels)}"
-    path = Path(stage.snapshot_dir) / "class_pixels.npz"
-    pixels = _kept(path, origin, lambda: source_pixels(config, source, classes), resumed=resumed)
-    if not pixels.any():
-        raise DataError("[source] has no labelled pixel; check ids and ignore")
-    return RareFirst(pixels, stage.rare_classes, seed=config.run.seed, stream=SOURCE_STREAM)
-
-
-def source_pixels(config: Config, source: SegmentationDataset, classes: ClassTable) -> np.ndarray:
-    """(n, C) int64: pixels of each class in each source label."""
-    assert source.decoding is not None
-    workers = worker_count(config)
-    found = class_pixels(source.samples, source.decoding, workers=workers)
-    rows = []
-    for row in progress(found, total=len(source), description="classes of the source", unit="label"):
-        if isinstance(row, DataError):
-            if config.run.bad_files != "skip":
-                raise row
-            say(f"note: {row}; its image is never drawn")
-            row = np.zeros(classes.num_classes, dtype=np.int64)
-        rows.append(row)
-    return np.stack(rows)
-
-
-def target_styles(config: Config, method: StyleMethod, samples: Sequence[Sample]) -> np.ndarray:
-    """(n, ...) float32: the styles of target images at input size; their labels are not looked at. Where files that
-    cannot be read are skipped, the next image stands for one."""
-    images = SegmentationDataset(
-        [Sample(sample.name, sample.image) for sample in samples],
-        decoding=None,
-        size=input_size(config, "target"),
-        cache=image_cache(config),
-    )
-    batches = eval_loader(images, num_workers=worker_count(config), skip=config.run.bad_files == "skip")
-    styles = []
-    for batch in progress(batches, total=len(samples), description="styles of the target", unit="image"):
-        for reason in batch.skipped:
-            say(f"note: {reason}; the style of the next image stands for its own")
-        styles.append(method.describe(batch.images[0].permute(1, 2, 0).numpy()))
-    return np.stack(styles)
-
-
-def _kept(path: Path, origin: str, make: Callable[[], np.ndarray], *, resumed: bool) -> np.ndarray:
-    """An array that is made once and kept in a run's folder, with what it was made from. Raises ConfigError where a run
-    that goes on asks for another."""
-    made_from, array = _kept_array(path)
-    if resumed and made_from not in (origin, None):
-        raise ConfigError(
-            f"{path} holds the {_spoken(path)} of the interrupted run: {made_from}; this configuration asks for "
-            f"{origin}; continue with the settings in {path.with_name('config.toml')}, or start in another "
-            "--snapshot-dir"
-        )
-    if made_from != origin:
-        array = make()
-        arrays: dict[str, Any] = {"origin": origin, path.stem: array}
-        with atomic_write(path) as temporary:
-            np.savez(temporary, **arrays)
-    return array
-
-
-def _kept_array(path: Path) -> tuple[str | None, np.ndarray]:
-    """What the array of a file was made from, and it; None and nothing where there is no file."""
-    if not path.is_file():
-        return None, np.empty(0)
-    try:
-        with open(path, "rb") as file, np.load(file) as arrays:
-            return str(arrays["origin"]), arrays[path.stem]
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-        raise DataError(f"{path} is damaged; remove it, and the same {_spoken(path)} are made again") from None
-
-
-def _spoken(path: Path) -> str:
-    """What a file is called among words."""
-    return path.stem.replace("_", " ")
-
-
-def evenly(items: Sequence[Item], most: int) -> list[Item]:
-    """At most `most` of the items, evenly spread from the first to the last."""
-    count = min(most, len(items))
-    return [items[round(index * (len(items) - 1) / max(count - 1, 1))] for index in range(count)]
+def training_sets(
+    config: Config, stage: Stage, classes: ClassTable
+) -> tuple[SegmentationDataset, SegmentationDataset | None]:
+    """The two data sets of a training; no target for a stage that never looks at it."""
+    source = source_dataset(config, stage, classes)
+    return source, target_dataset(config, stage, classes) if needs_target(stage) else None
 
 
 def pseudo_label_folders(config: Config) -> dict[str, list[Path]]:
@@ -337,17 +214,6 @@ def worker_count(config: Config) -> int:
 def _pins(config: Config) -> bool:
     """Whether loaded batches wait in pinned memory: for CUDA alone, pinning takes time and a driver."""
     return pick_device(config.run.device).type == "cuda"
-
-
-def say_notes(config: Config, options: Options) -> None:
-    """What the user should know before anything starts: flags without effect, slower decoding, fewer workers."""
-    for note in options.notes:
-        say(f"note: {note}")
-    if not FAST_PNG:
-        say("note: kornia-rs 0.2 or newer is not installed; decoding a PNG image takes three times as long")
-    workers = worker_count(config)
-    if workers < config.run.num_workers:
-        say(f"note: num_workers = {config.run.num_workers}, but there are {workers} processors; {workers} are used")
 
 
 def _augment(stage: Stage) -> Augment:
