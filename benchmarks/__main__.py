@@ -31,7 +31,7 @@ HEAD = f"{'':<54} {'fast':>10} {'naive':>10} {'faster':>8} {'MiB':>8}"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line, run, and write the JSON: its origin, and `results`, each with the fields of `Result`."""
-    parser = Parser(prog="python -m benchmarks", description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which to run: {', '.join(MODULES)}; all by default")
     parser.add_argument("--quick", action="store_true", help="small inputs")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")

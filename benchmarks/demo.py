@@ -26,6 +26,7 @@ from dataset.corpora import Sample
 from dataset.labels import ClassTable
 from utils import datasets
 from utils.config import Config, ConfigError, Parser, build_config, completed, read_config
+from utils.flags import not_negative
 from utils.log import say, write_json
 from utils.mistakes import MISTAKES
 from utils.resume import changes
@@ -209,10 +210,18 @@ def panels(sample: Sample, data: Any, out: Path, classes: ClassTable) -> list[Im
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line and run."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "streets.toml")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--images", type=int, nargs=4, default=(400, 50, 400, 100), metavar="N")
+    recipe, images = ROOT / "configs" / "streets.toml", (400, 50, 400, 100)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="FOLDER", help="of it all (runs/demo)")
+    parser.add_argument("--config", type=Path, default=recipe, metavar="CONFIG", help="recipe (configs/streets.toml)")
+    parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="of images and trainings (0)")
+    parser.add_argument(
+        "--images",
+        type=not_negative,
+        nargs=4,
+        default=images,
+        metavar="N",
+        help="source training and validation, target training and validation images (400 50 400 100)",
+    )
     arguments = parser.parse_args(argv)
     demo = Demo(
         out=arguments.out,

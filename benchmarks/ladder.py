@@ -35,10 +35,9 @@ import tomli_w
 from benchmarks.ladder_known import Known
 from benchmarks.ladder_plan import Job, Recipe, plan, unique
 from benchmarks.ladder_report import chart, markdown
-from benchmarks.ladder_scores import Outcome, rank_correlation, summarize
+from benchmarks.ladder_scores import Outcome, metric_named, rank_correlation, summarize
 from benchmarks.origin import command_line, made_with, module_command, union
 from benchmarks.rungs import BY_NAME, RUNGS, Rung
-from utils import datasets
 from utils.config import ConfigError, Parser, nearest
 from utils.files import atomic_write
 from utils.flags import assignment, at_least_one
@@ -62,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         seeds=arguments.seeds,
         out=arguments.out or Path("runs") / "ladder" / arguments.config.stem,
         results=arguments.results,
-        metric=_metric(arguments.metric, recipe),
+        metric=metric_named(arguments.metric, recipe.config, where=recipe.path),
         command=module_command("benchmarks.ladder", argv),
         known=Known.read(arguments.known) if arguments.known else Known(),
     )
@@ -84,7 +83,9 @@ def _parser() -> Parser:
     parser.add_argument("--rungs", default="", metavar="NAME,...", help=f"of {', '.join(BY_NAME)} (all)")
     parser.add_argument("--stages", type=int, choices=(1, 2), default=2, help="of the recipe as configured (2)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="runs (runs/ladder/<recipe>)")
-    parser.add_argument("--results", type=Path, default=Path("docs/results"), metavar="FOLDER", help="docs/results")
+    parser.add_argument(
+        "--results", type=Path, default=Path("docs/results"), metavar="FOLDER", help="of the tables (docs/results)"
+    )
     parser.add_argument("--metric", default="miou", metavar="CLASS", help="class whose IoU counts (mean of all)")
     parser.add_argument("--steps-scale", type=_scale, default=1.0, metavar="X", help="factor of all updates (1)")
     parser.add_argument("--jobs", type=at_least_one, default=1, metavar="N", help="runs at once (1)")
@@ -119,16 +120,6 @@ def _rungs(names: str) -> list[Rung]:
         if name not in BY_NAME:
             raise ConfigError(f"--rungs: there is no rung {name!r}{nearest(name, list(BY_NAME))}")
     return [rung for rung in RUNGS if rung.name in wanted]
-
-
-def _metric(name: str, recipe: Recipe) -> str:
-    """`miou` or a class. Raises ConfigError for another name, and for a target without validation images."""
-    classes = datasets.class_table(recipe.config)
-    if not datasets.validates(recipe.config, classes):
-        raise ConfigError(f"{recipe.path}: [target] names no val_list, or [run] validate = false: nothing to compare")
-    if name != "miou" and name not in classes.names:
-        raise ConfigError(f"--metric: there is no class {name!r}{nearest(name, classes.names)}")
-    return name
 
 
 # ---- what there is ----

@@ -10,9 +10,12 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks.rungs import CONFIGURED, ORACLE, SOURCE_ONLY
+from utils import datasets
+from utils.config import Config, ConfigError, nearest
 from utils.selection import CRITERIA, CRITERION, spearman
 
 CHOICES = {
@@ -21,6 +24,16 @@ CHOICES = {
     "label_free": "selected_without_labels",
 }
 """Names of the three ways, here and in the JSON."""
+
+
+def metric_named(name: str, config: Config, *, where: Path) -> str:
+    """`miou` or a class. Raises ConfigError for another name, and for a target without validation images."""
+    classes = datasets.class_table(config)
+    if not datasets.validates(config, classes):
+        raise ConfigError(f"{where}: [target] names no val_list, or [run] validate = false: nothing to compare")
+    if name != "miou" and name not in classes.names:
+        raise ConfigError(f"--metric: there is no class {name!r}{nearest(name, classes.names)}")
+    return name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ python -m benchmarks.stream --images 2975     about 3 minutes on one processor, 
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Follow the stream and say what it took."""
     parser = Parser(description=__doc__)
     parser.add_argument("--images", type=at_least_one, default=300, help="length of the stream")
-    parser.add_argument("--folder", default=".", help="where cache and PNGs go, and are removed again")
+    parser.add_argument("--folder", type=_folder, default=".", help="where cache and PNGs go, and vanish again (.)")
     parser.add_argument("--threads", type=at_least_one, default=1, help="processors that torch may use")
     parser.add_argument("--json", type=output_file, metavar="FILE", default="", help="also write the figures there")
     arguments = parser.parse_args(argv)
@@ -38,6 +39,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if arguments.json:
         write_json(arguments.json, {**made, "images": arguments.images, **found})
+
+
+def _folder(text: str) -> str:
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {text}")
+    return text
 
 
 if __name__ == "__main__":

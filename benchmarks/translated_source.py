@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ladder_scores import paired, spread
+from benchmarks.ladder_scores import metric_named, paired, spread
 from benchmarks.origin import made_with, module_command
-from utils.config import TRANSLATIONS, ConfigError, Parser
+from utils.config import TRANSLATIONS, ConfigError, Parser, build_config, override, read_config
+from utils.flags import assignment, at_least_one
 from utils.log import say, write_json
 from utils.mistakes import MISTAKES
 from utils.run_folder import RunRecord, read_run
@@ -32,6 +33,10 @@ AS_STORED = "none"
 def main(argv: Sequence[str] | None = None) -> None:
     """Train what is missing, then report."""
     arguments = _parser().parse_args(argv)
+    data = read_config(arguments.config)
+    for path, value in map(assignment, arguments.override):
+        override(data, path, value)
+    metric = metric_named(arguments.metric, build_config(data, where=str(arguments.config)), where=arguments.config)
     out = arguments.out or Path("runs") / "translated_source" / arguments.config.stem
     methods = [*TRANSLATIONS, *(["cyclegan"] if arguments.cyclegan else [])]
     folders = {(method, seed): out / f"{method}_seed{seed}" for seed in range(arguments.seeds) for method in methods}
@@ -39,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for (method, seed), folder in folders.items():
             train(arguments, method, seed, folder)
     runs = {key: read_run(folder) for key, folder in folders.items() if (folder / "manifest.json").is_file()}
-    result = report(runs, arguments.metric)
+    result = report(runs, metric)
     for method, found in result["methods"].items():
         say(line(method, found))
     missing = [str(folder) for key, folder in folders.items() if key not in runs]
@@ -48,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     facts = {
         "command": module_command("benchmarks.translated_source", argv),
         "config": arguments.config.stem,
-        "metric": arguments.metric,
+        "metric": metric,
         "overrides": arguments.override,
         "not_finished": missing,
     }
@@ -106,11 +111,13 @@ def line(method: str, found: dict[str, Any]) -> str:
 def _parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.add_argument("config", type=Path, metavar="CONFIG", help="a recipe that learns from the source alone")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="0 to N-1 (1)")
-    parser.add_argument("--cyclegan", default="", metavar="DIR", help="a translated copy of the source")
+    parser.add_argument("--seeds", type=at_least_one, default=1, metavar="N", help="0 to N-1 (1)")
+    parser.add_argument("--cyclegan", default="", metavar="FOLDER", help="a translated copy of the source")
     parser.add_argument("--metric", default="miou", metavar="CLASS", help="class whose IoU counts (mean of all)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="runs (runs/translated_source/<recipe>)")
-    parser.add_argument("--results", type=Path, default=Path("docs/results"), metavar="DIR", help="docs/results")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="runs (runs/translated_source/<recipe>)")
+    parser.add_argument(
+        "--results", type=Path, default=Path("docs/results"), metavar="FOLDER", help="of the tables (docs/results)"
+    )
     parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE", help="as of the scripts")
     parser.add_argument("--report-only", action="store_true", help="train nothing")
     return parser

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import nn
 
+from benchmarks.ladder_scores import gap_closed
 from benchmarks.origin import origin
 from dataset.labels import ClassTable
 from dataset.loading import BatchLoader
@@ -58,9 +59,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     say(format_columns(classes.names, {name: score["iou"] for name, score in scores.items()}))
     low, high = scores["source"]["miou"], scores["target"]["miou"]
-    closed = {method: (scores[method]["miou"] - low) / (high - low) for method in COPIES}
+    percent = {method: gap_closed(scores[method]["miou"], low, high) for method in COPIES}
+    closed = {method: None if share is None else share / 100 for method, share in percent.items()}
     for method, share in closed.items():
-        say(f"{method}: {scores[method]['miou']:.2f} mIoU, {share:.0%} of the way from {low:.2f} to {high:.2f}")
+        way = "no way" if share is None else f"{share:.0%} of the way"
+        say(f"{method}: {scores[method]['miou']:.2f} mIoU, {way} from {low:.2f} to {high:.2f}")
     if arguments.json:
         judge = {"step": weights.meta.get("step"), "sha256": weights.sha256}
         write_json(
@@ -69,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m benchmarks.translation", description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("config", metavar="CONFIG", help="TOML file")
     parser.add_argument("--oracle", default="", metavar="RUN", help="default: runs/<name>_oracle/step1")
     parser.add_argument("--translated", type=Path, metavar="DIR", help="default: runs/<name>/translated")

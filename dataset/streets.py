@@ -15,179 +15,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import multiprocessing
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from functools import cache, partial
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFilter
-from tqdm import tqdm
+from PIL import Image
 
-from dataset.labels import IGNORE, load_class_table
-from dataset.streets_canvas import SUPERSAMPLING, Camera
-from dataset.streets_scene import compose, uniform
-from dataset.streets_styles import SOURCE, TARGET, Style
+from dataset.pool import processes
+from dataset.streets_photo import render_official
+from dataset.streets_styles import SOURCE, TARGET
 from dataset.toml import DataError
+from utils.files import atomic_write
 
-__all__ = ["SOURCE", "TARGET", "Style", "render", "write_world"]
+__all__ = ["write_world"]
 
 RENDERER = 1
 """Version of the pictures; raise it whenever the same seed would give another picture."""
-
-# ---- the picture ----
-
-TILE = 512
-"""Edge of a texture tile in samples; tiles are periodic."""
-
-GROUND_SAMPLES = 14.0
-"""Texture samples per metre on the ground."""
-
-
-@cache
-def tiles() -> dict[str, np.ndarray]:
-    """The texture tiles, (TILE, TILE) float32, periodic, zero mean, unit deviation; alike for every seed."""
-    rng = np.random.default_rng(20220)
-    frequency = np.fft.fftfreq(TILE)[:, None] ** 2, np.fft.rfftfreq(TILE)[None, :] ** 2
-
-    def noise(low: float, high: float = 0.0, stretch: float = 1.0) -> np.ndarray:
-        """White noise blurred by a Gaussian of `low` samples, minus one of `high`, stretched along x."""
-        spectrum = np.fft.rfft2(rng.standard_normal((TILE, TILE)))
-        square = frequency[0] + frequency[1] * stretch**2
-        keep = np.exp(-2 * (math.pi * low) ** 2 * square)
-        if high:
-            keep = keep - np.exp(-2 * (math.pi * high) ** 2 * square)
-        return np.fft.irfft2(spectrum * keep, s=(TILE, TILE))
-
-    row, column = np.mgrid[0:TILE, 0:TILE]
-    slab = -((row % 16 < 2) | (column % 16 < 2)).astype(float)
-    brick = -((row % 4 < 1) | ((column + 4 * (row // 4 % 2)) % 8 < 1)).astype(float)
-    cobble = -((row % 8 < 2) | ((column + 4 * (row // 8 % 2)) % 8 < 2)).astype(float)
-    patterns = {
-        "grain": noise(0.6),
-        "leaf": noise(0.9, 2.5),
-        "blotch": noise(3.0, 24.0) / 0.02 + noise(0.5) / 1.0,
-        "cloud": noise(6.0, 40.0, 3.0),
-        "streak": noise(1.2, 12.0, 5.0),
-        "slab": slab,
-        "brick": brick + 0.25 * noise(0.8) / 0.2,
-        "cobble": cobble + 0.3 * noise(1.0) / 0.2,
-    }
-    return {name: standardised(pattern) for name, pattern in patterns.items()}
-
-
-def standardised(values: np.ndarray) -> np.ndarray:
-    """Zero mean, unit deviation, float32."""
-    return ((values - values.mean()) / values.std()).astype(np.float32)
-
-
-def render(rng: np.random.Generator, style: Style, size: tuple[int, int] = (256, 128)) -> tuple[np.ndarray, np.ndarray]:
-    """Render one scene.
-
-    `size` is (W, H). Returns (image, label): (H, W, 3) uint8 RGB and (H, W) uint8 train ids, 255 where ignored.
-    """
-    image, kinds = render_official(rng, style, size)
-    return image, train_ids()[kinds]
-
-
-@cache
-def train_ids() -> np.ndarray:
-    """Official Cityscapes id -> train id, (256,) uint8, 255 where ignored."""
-    official = load_class_table("cityscapes").label_ids or ()
-    table = np.full(256, IGNORE, np.uint8)
-    table[list(official)] = np.arange(len(official), dtype=np.uint8)
-    return table
-
-
-def render_official(rng: np.random.Generator, style: Style, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """As `render`, with the label in official Cityscapes ids."""
-    canvas = compose(rng, style, size)
-    numbers, colours, kind_of, depth_of = canvas.finish()
-    top, low = (np.asarray(canvas.colour(name), np.float32) for name in ("sky_top", "sky_low"))
-    colours[0] = (top + low) / 2
-    step = SUPERSAMPLING
-    albedo = np.asarray(Image.fromarray(colours.astype(np.uint8)[numbers]).reduce(step), np.float32)
-    pixel = numbers[::step, ::step]
-    kinds = kind_of[pixel]
-    camera = Camera(*(value / step if i > 1 else value for i, value in enumerate(canvas.camera)))
-    depth, row_depth = distances(camera, depth_of[pixel])
-    rise = np.clip(np.arange(size[1], dtype=np.float32) / camera.horizon, 0, 1)[:, None]
-    albedo = np.where((pixel == 0)[..., None], (top + (low - top) * rise)[:, None, :], albedo)
-    albedo *= 1 + surface(rng, style, camera, kinds, row_depth, np.isnan(depth_of)[pixel])[..., None]
-    return photograph(rng, style, albedo, depth, low), kinds
-
-
-def distances(camera: Camera, painted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Metres per pixel (H, W), the ground's filled in where `painted` is NaN; and the ground's per row (H, 1)."""
-    below = np.arange(painted.shape[0], dtype=np.float32)[:, None] + 0.5 - camera.horizon
-    row_depth = camera.focal * camera.height / np.maximum(below, 0.4)
-    return np.where(np.isnan(painted), row_depth, painted), row_depth
-
-
-def surface(
-    rng: np.random.Generator,
-    style: Style,
-    camera: Camera,
-    kinds: np.ndarray,
-    row_depth: np.ndarray,
-    on_ground: np.ndarray,
-) -> np.ndarray:
-    """Relative brightness (H, W) of the textures; upright ones lie in the picture, the ground's on the ground."""
-    height, width = kinds.shape
-    names = list(tiles())
-    tile_of, amplitude_of = np.zeros(256, np.intp), np.zeros(256, np.float32)
-    for kind, texture in style.textures.items():
-        tile_of[kind], amplitude_of[kind] = names.index(texture.tile), texture.amplitude
-    offset = rng.integers(0, TILE, 2)
-    column = np.arange(width, dtype=np.float32)[None, :]
-    across = (column - camera.centre) * row_depth * (GROUND_SAMPLES / camera.focal)
-    u = np.where(on_ground, across, column).astype(np.intp) + offset[0]
-    row = np.arange(height, dtype=np.float32)[:, None]
-    v = np.where(on_ground, row_depth * GROUND_SAMPLES, row).astype(np.intp) + offset[1]
-    pattern = _stacked_tiles()[tile_of[kinds], v % TILE, u % TILE]
-    # Far ground is sampled more coarsely than its pattern: fade it out instead of letting it flicker.
-    fade = np.where(on_ground, np.minimum(1.0, 12.0 / row_depth), 1.0)
-    return np.maximum(amplitude_of[kinds] * pattern * fade, -0.8)
-
-
-@cache
-def _stacked_tiles() -> np.ndarray:
-    return np.stack(list(tiles().values()))
-
-
-def photograph(
-    rng: np.random.Generator, style: Style, albedo: np.ndarray, depth: np.ndarray, air: np.ndarray
-) -> np.ndarray:
-    """Light, air, lens and sensor: (H, W, 3) float32 surface colours in 0..255 -> uint8 picture."""
-    height, width, _ = albedo.shape
-    y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
-    x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
-    light = 1 - style.vignette * (0.35 * y * y + 0.65 * x * x) ** 1.5
-    if style.light_field:
-        crop = tiles()["cloud"][rng.integers(TILE) - np.arange(height) * 128 // height]
-        light = light * (1 + style.light_field * 0.5 * crop[:, np.arange(width) * 256 // width])
-    clear = np.exp(-uniform(rng, style.haze) / 100 * np.minimum(depth, 400.0))
-    picture = air + (albedo - air) * clear[..., None]
-    gain = uniform(rng, style.brightness) * (1 + style.cast * rng.standard_normal(3).astype(np.float32))
-    picture = picture * light[..., None] * gain
-    grey = picture.mean(axis=-1, keepdims=True)
-    picture = grey + (picture - grey) * uniform(rng, style.saturation)
-    picture = 118 + (picture - 118) * uniform(rng, style.contrast)
-    radius = uniform(rng, style.blur) * width / 256
-    if radius > 0:
-        soft = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(radius))
-        picture = np.asarray(soft, np.float32)
-    picture = picture + uniform(rng, style.noise) * rng.standard_normal(picture.shape, np.float32)
-    return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
-
-
-# ---- the world ----
 
 CITIES: Mapping[str, Sequence[str]] = {
     "train": ("ahornstadt", "birkenau", "lindenfels"),
@@ -217,15 +63,16 @@ def write_world(
     target_train: int,
     target_val: int,
     size: tuple[int, int] = (256, 128),
-    workers: int | None = None,
-    progress: bool = False,
+    workers: int = 0,
 ) -> Path:
     """Write both domains below `root` and return it; a world that is already there is left as it is.
 
     `size` is (W, H). Picture i of a split depends on (seed, domain, split, i) only, never on the counts or on
-    `workers` (processes; None: one per processor, 0: this one). An interrupted call goes on where it stopped.
-    Raises DataError if `root` holds a world of other parameters, or a corpus that is not one of ours.
+    `workers` (processes, 0: this one). An interrupted call goes on where it stopped. Raises DataError for counts and
+    seeds below 0, and if `root` holds a world of other parameters, or a corpus that is not one of ours.
     """
+    from utils.log import progress  # not above: torch comes with it, into every process
+
     root = Path(root)
     counts = {
         "source_train": source_train,
@@ -235,6 +82,8 @@ def write_world(
     }
     if min(counts.values()) < 0:
         raise DataError(f"{root}: counts of images cannot be negative ({counts})")
+    if seed < 0:
+        raise DataError(f"seed {seed}: give 0 or more")
     parameters = {"renderer": RENDERER, "seed": seed, **counts, "size": list(size)}
     if not claim(root, parameters):
         return root
@@ -246,12 +95,13 @@ def write_world(
         folder.mkdir(parents=True, exist_ok=True)
     for name, first, last in (("train", 0, source_train), ("val", source_train, source_train + source_val)):
         lines = "".join(f"{index + 1:05d}.png\n" for index in range(first, last))
-        with whole_file(root / "gta5_deeplab" / f"{name}.txt") as path:
+        with atomic_write(root / "gta5_deeplab" / f"{name}.txt") as path:
             path.write_text(lines, encoding="utf-8")
     missing = [p for p in pictures if not (p.image.exists() and p.label.exists())]
-    done = paint_all(partial(write_picture, seed, size), missing, workers)
-    for _ in tqdm(done, total=len(missing), desc=str(root), unit="img", disable=not progress):
-        pass
+    with processes(min(workers, len(missing)), remedy="start again, or with fewer --workers") as each:
+        done = each(partial(write_picture, seed, size), missing)
+        for _ in progress(done, total=len(missing), description=str(root), unit="image"):
+            pass
     os.replace(root / "world.json.partial", root / "world.json")
     return root
 
@@ -263,7 +113,7 @@ def claim(root: Path, parameters: Mapping[str, object]) -> bool:
     """
     for name in ("world.json", "world.json.partial"):
         if (root / name).exists():
-            found = json.loads((root / name).read_text(encoding="utf-8"))
+            found = recorded(root / name)
             if found != parameters:
                 what = differences(found, parameters)
                 raise DataError(f"{root / name}: another world ({what}); delete the folder or name another")
@@ -273,9 +123,20 @@ def claim(root: Path, parameters: Mapping[str, object]) -> bool:
     if taken and not (root / "world.json.partial").exists():
         raise DataError(f"{root / taken[0]}: exists and was not written by dataset.streets; name another folder")
     root.mkdir(parents=True, exist_ok=True)
-    with whole_file(root / "world.json.partial") as path:
+    with atomic_write(root / "world.json.partial") as path:
         path.write_text(json.dumps(parameters, indent=1) + "\n", encoding="utf-8")
     return True
+
+
+def recorded(path: Path) -> Mapping[str, object]:
+    """The parameters of the world that `path` stands for. Raises DataError for a file that was not written by us."""
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise DataError(f"{path} is damaged or was not written by dataset.streets; delete the folder or name another")
+    return found
 
 
 def differences(found: Mapping[str, object], asked: Mapping[str, object]) -> str:
@@ -310,29 +171,8 @@ def write_picture(seed: int, size: tuple[int, int], picture: Picture) -> None:
     rng = np.random.default_rng([seed, picture.domain, picture.split, picture.number])
     image, kinds = render_official(rng, (SOURCE, TARGET)[picture.domain], size)
     for path, pixels in ((picture.image, image), (picture.label, kinds)):
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             Image.fromarray(pixels).save(temporary, format="PNG")
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block ends well, and vanishes otherwise."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def paint_all(write: Callable[[Picture], None], pictures: Iterable[Picture], workers: int | None) -> Iterator[None]:
-    """Map `write` over the pictures, in `workers` processes."""
-    if workers == 0:
-        yield from map(write, pictures)
-        return
-    # "spawn": forking a process in which a progress bar's thread may run is unsafe.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(write, pictures, chunksize=8)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -346,35 +186,38 @@ def parse_size(text: str) -> tuple[int, int]:
     return width, height
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m dataset.streets", description=(__doc__ or "").split("\n")[0])
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the world that the command line describes."""
+    from utils.config import Parser
+    from utils.flags import not_negative
+
+    parser = Parser(description=__doc__)
+    count: dict[str, Any] = {"type": not_negative, "metavar": "N"}
     parser.add_argument("root", type=Path, help="folder to write gta5_deeplab/ and Cityscapes/ into")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--source", type=int, default=600, metavar="N", help="source train images")
-    parser.add_argument("--source-val", type=int, default=100, metavar="N", help="source val images")
-    parser.add_argument("--target", type=int, default=600, metavar="N", help="target train images")
-    parser.add_argument("--target-val", type=int, default=100, metavar="N", help="target val images")
-    parser.add_argument("--size", type=parse_size, default=(256, 128), metavar="W,H")
-    parser.add_argument("--workers", type=int, default=None, help="processes (default: one per processor, 0: none)")
-    args = parser.parse_args(arguments)
-    try:
-        write_world(
-            args.root,
-            seed=args.seed,
-            source_train=args.source,
-            source_val=args.source_val,
-            target_train=args.target,
-            target_val=args.target_val,
-            size=args.size,
-            workers=args.workers,
-            progress=True,
-        )
-    except (DataError, FileExistsError, NotADirectoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    parser.add_argument("--seed", **count, default=0, help="of everything random (0)")
+    parser.add_argument("--source", **count, default=600, help="source training images (600)")
+    parser.add_argument("--source-val", **count, default=100, help="source validation images (100)")
+    parser.add_argument("--target", **count, default=600, help="target training images (600)")
+    parser.add_argument("--target-val", **count, default=100, help="target validation images (100)")
+    parser.add_argument("--size", type=parse_size, default=(256, 128), metavar="W,H", help="of an image (256,128)")
+    parser.add_argument(
+        "--workers", **count, default=os.cpu_count() or 1, help="processes (default: one per processor; 0: none)"
+    )
+    arguments = parser.parse_args(argv)
+    write_world(
+        arguments.root,
+        seed=arguments.seed,
+        source_train=arguments.source,
+        source_val=arguments.source_val,
+        target_train=arguments.target,
+        target_val=arguments.target_val,
+        size=arguments.size,
+        workers=arguments.workers,
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from utils.mistakes import MISTAKES
+    from utils.runtime import launch
+
+    launch(main, MISTAKES)

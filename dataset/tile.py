@@ -115,7 +115,7 @@ def _parser() -> Parser:
     from utils.flags import output_file
 
     workers = "default: one per processor; 0: none"
-    parser = Parser(prog="python -m dataset.tile", description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("corpus", nargs="?", help="a shipped table of photographs, e.g. inria")
     parser.add_argument("--table", type=Path, metavar="FILE", help="TOML table of photographs of one's own instead")
     parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder of the archive")

@@ -40,7 +40,7 @@ Found = tuple[dict[str, Any], list[str]]
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Kills, then cases, as many and as long as asked; prints the tally, and writes it if asked."""
-    parser = Parser(prog="python -m tests.soak", description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20, help="by SIGKILL at least; as many ends on request")
     parser.add_argument("--cases", type=int, default=100_000, help="random inputs in all")
     parser.add_argument("--minutes", type=float, default=30, help="after which nothing new is begun")

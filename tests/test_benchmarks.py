@@ -20,6 +20,7 @@ from benchmarks.timing import Case, Result, duration, measure
 from tests.conftest import Script
 
 CPU = torch.device("cpu")
+STREETS = "configs/streets_source_only.toml"
 TINY = alignment.Size(17, 23, 12)
 MODES = pytest.mark.parametrize("title", alignment.MODES)
 
@@ -196,6 +197,25 @@ def test_the_command_prints_a_table_and_writes_the_same_figures(script: Script, 
 def test_a_mistake_is_one_line(script: Script, arguments: tuple[str, ...], message: str) -> None:
     code, _, errors = script("benchmarks", *arguments)
     assert code == 2
+    [line] = errors.splitlines()
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("benchmarks.profile", "--iterations", "0"), "--iterations: '0' is not a whole number of at least 1"),
+        (("benchmarks.stream", "--folder", "gone"), "--folder: there is no folder gone"),
+        (("benchmarks.demo", "--seed", "-1"), "--seed: '-1' is not a whole number of at least 0"),
+        (("benchmarks.translated_source", "gone.toml", "--report-only"), "gone.toml"),
+        (("benchmarks.translated_source", STREETS, "--seeds", "0"), "--seeds: '0' is not a whole number"),
+        (("benchmarks.translated_source", STREETS, "--metric", "rode"), "there is no class 'rode' (did you mean road"),
+    ],
+    ids=" ".join,
+)
+def test_a_mistake_is_said_before_the_work(script: Script, command: tuple[str, ...], message: str) -> None:
+    code, printed, errors = script(*command)
+    assert (code, printed) == (2, "")
     [line] = errors.splitlines()
     assert message in line
 

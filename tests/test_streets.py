@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from dataset import streets
+from dataset import streets, streets_photo
+from dataset.streets_styles import SOURCE, TARGET, Style
+from dataset.toml import DataError
+from tests.conftest import Script
 
 SIZE = (256, 128)
-STYLES = (streets.SOURCE, streets.TARGET)
+STYLES = (SOURCE, TARGET)
 THINGS_IN_GROUPS = {"person": 11, "car": 13, "pole": 5, "sign": 7, "bicycle": 18}
 OFFICIAL = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 SMALL: dict[str, Any] = {
@@ -31,7 +34,7 @@ SMALL: dict[str, Any] = {
 @cache
 def gallery(style: int) -> tuple[np.ndarray, np.ndarray]:
     """Thirty-two pictures and labels of a style, rendered once."""
-    scenes = [streets.render(np.random.default_rng([5, style, i]), STYLES[style], SIZE) for i in range(32)]
+    scenes = [streets_photo.render(np.random.default_rng([5, style, i]), STYLES[style], SIZE) for i in range(32)]
     return np.stack([image for image, _ in scenes]), np.stack([label for _, label in scenes])
 
 
@@ -40,8 +43,8 @@ def files(root: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("style", STYLES, ids=lambda style: style.name)
-def test_the_same_seed_renders_the_same_pixels_and_another_seed_does_not(style: streets.Style) -> None:
-    first, again, other = (streets.render(np.random.default_rng(seed), style, (96, 48)) for seed in (3, 3, 4))
+def test_the_same_seed_renders_the_same_pixels_and_another_seed_does_not(style: Style) -> None:
+    first, again, other = (streets_photo.render(np.random.default_rng(seed), style, (96, 48)) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_array_equal(first[1], again[1])
     assert (first[0] != other[0]).mean() > 0.5
@@ -50,7 +53,7 @@ def test_the_same_seed_renders_the_same_pixels_and_another_seed_does_not(style: 
 
 @pytest.mark.parametrize("size", [(256, 128), (97, 51), (320, 200)])
 def test_shapes_and_types(size: tuple[int, int]) -> None:
-    image, label = streets.render(np.random.default_rng(0), streets.TARGET, size)
+    image, label = streets_photo.render(np.random.default_rng(0), TARGET, size)
     assert image.shape == (size[1], size[0], 3)
     assert label.shape == (size[1], size[0])
     assert image.dtype == label.dtype == np.uint8
@@ -131,12 +134,12 @@ def test_every_texture_and_palette_name_exists_in_both_styles() -> None:
     source, target = STYLES
     assert set(source.palette) == set(target.palette)
     for style in STYLES:
-        assert {texture.tile for texture in style.textures.values()} <= set(streets.tiles())
+        assert {texture.tile for texture in style.textures.values()} <= set(streets_photo.tiles())
 
 
 def test_tiles_are_standardised() -> None:
-    for tile in streets.tiles().values():
-        assert tile.shape == (streets.TILE, streets.TILE)
+    for tile in streets_photo.tiles().values():
+        assert tile.shape == (streets_photo.TILE, streets_photo.TILE)
         assert abs(tile.mean()) < 1e-4
         assert abs(tile.std() - 1) < 1e-3
 
@@ -170,7 +173,7 @@ def test_the_folders_are_the_official_ones(tmp_path: Path) -> None:
 
 def test_the_files_hold_what_render_returns_in_official_ids(tmp_path: Path) -> None:
     streets.write_world(tmp_path, seed=9, **SMALL)
-    image, label = streets.render(np.random.default_rng([9, 1, 1, 1]), streets.TARGET, (64, 32))
+    image, label = streets_photo.render(np.random.default_rng([9, 1, 1, 1]), TARGET, (64, 32))
     stem = "val/weidental/weidental_000000_000001"
     with Image.open(tmp_path / f"Cityscapes/leftImg8bit/{stem}_leftImg8bit.png") as picture:
         np.testing.assert_array_equal(np.asarray(picture), image)
@@ -226,14 +229,33 @@ def test_a_foreign_corpus_is_never_written_into(tmp_path: Path) -> None:
     assert files(tmp_path) == {}
 
 
-def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line(tmp_path: Path) -> None:
     counts = ("--source", "--source-val", "--target", "--target-val")
     arguments = ["--seed=1", *(f"{count}=1" for count in counts), "--size=64,32", "--workers=0"]
-    assert streets.main([str(tmp_path), *arguments]) == 0
-    assert streets.main([str(tmp_path), *arguments, "--seed", "2"]) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ")
-    assert "seed" in error
-    with pytest.raises(SystemExit) as caught:
-        streets.main([str(tmp_path), "--size", "256"])
-    assert caught.value.code == 2
+    streets.main([str(tmp_path), *arguments])
+    assert (tmp_path / "world.json").is_file()
+    with pytest.raises(DataError, match="seed 1 there, 2 asked"):
+        streets.main([str(tmp_path), *arguments, "--seed", "2"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--size", "256"), "--size: size '256': give width,height"),
+        (("--workers", "-1"), "--workers: '-1' is not a whole number"),
+        (("--seed", "-1"), "--seed: '-1' is not a whole number"),
+        (("--targe", "3"), "unknown argument --targe (did you mean --target?)"),
+    ],
+)
+def test_a_mistake_is_one_line(script: Script, arguments: tuple[str, ...], reason: str) -> None:
+    code, printed, errors = script("dataset.streets", "world", *arguments)
+    assert (code, printed) == (2, "")
+    [line] = errors.splitlines()
+    assert reason in line
+
+
+@pytest.mark.parametrize("content", ["x", "[]"])
+def test_a_damaged_record_of_a_world_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "world.json").write_text(content)
+    with pytest.raises(DataError, match=r"world\.json is damaged or was not written by dataset\.streets"):
+        streets.write_world(tmp_path, seed=1, **SMALL)

@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import sys
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -499,7 +500,8 @@ class Parser(argparse.ArgumentParser):
     """argparse that answers a mistake with one line, the nearest valid flag, and exit code 2."""
 
     def __init__(self, **keywords: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **keywords)
+        help_format = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=_program(), allow_abbrev=False, formatter_class=help_format, **keywords)
 
     def parse_args(  # type: ignore[override]  # argparse overloads it on the type of `namespace`
         self, args: Sequence[str] | None = None, namespace: Any = None
@@ -517,3 +519,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError: the scripts have one way to say that the user is mistaken."""
         raise ConfigError(message)
+
+
+def _program() -> str | None:
+    """How this program was started, for its usage: `python -m room.name`; None for a script, argparse knows those."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return None if spec is None else f"python -m {spec.name.removesuffix('.__main__')}"

@@ -401,6 +401,13 @@ def at_least_one(text: str) -> int:
     return int(text)
 
 
+def not_negative(text: str) -> int:
+    """A whole number of 0 or more. Raises ArgumentTypeError."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
 def output_file(text: str) -> str:
     """Where a result may be written once there is one, after hours perhaps; empty for nowhere.
 
