@@ -4,9 +4,9 @@
     python compute_iou.py LABELS PREDICTIONS --config configs/camvid_day_to_dusk.toml --json scores.json
 
 Truth is decoded as the configuration's [target] says (default: Cityscapes labelIds), predictions are PNGs of train
-ids. A prediction belongs to the truth of the same stem (`_leftImg8bit`, `_gtFine_labelIds` aside); `*_color.png` is
-passed over. Every truth needs a prediction of its size. A class absent from both counts in no mean; truth of 255 counts
-nowhere. Pairs are counted by --num-workers threads; the scores are the same for any number.
+ids. A prediction belongs to the truth of the same stem (`_leftImg8bit`, `_gtFine_labelIds` aside); `X_color.png` beside
+`X.png` is passed over. Every truth needs a prediction of its size. A class absent from both counts in no mean; truth of
+255 counts nowhere. Pairs are counted by --num-workers threads; the scores are the same for any number.
 """
 
 from __future__ import annotations
@@ -106,12 +106,13 @@ def _arguments(parser: Parser) -> None:
 
 
 def _predictions(folder: Path, corpus: Corpus) -> dict[str, Path]:
-    """Stem -> prediction, of every PNG in the folder and below but the coloured ones."""
+    """Stem -> prediction, of every PNG in the folder and below but the coloured ones, which lie beside their own."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of predictions; evaluate_cityscapes.py --save writes one")
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*.png")):
-        if path.stem.endswith("_color"):
+        own = path.with_name(f"{path.stem.removesuffix('_color')}.png")
+        if own != path and own.is_file():
             continue
         stem = _stem(path.name, corpus)
         if stem in found:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dataset.corpora import DataError, Sample
 from dataset.labels import ClassTable, to_label_ids
 from utils import datasets, networks, quick_check, tables
 from utils.background import in_background, write_png
@@ -34,7 +35,7 @@ from utils.inference import Prediction, Views
 from utils.log import progress, say, write_json
 from utils.mistakes import MISTAKES
 from utils.outputs import unfinished
-from utils.prediction_run import prediction_run
+from utils.prediction_run import PredictionRun, prediction_run
 from utils.runtime import launch
 
 
@@ -66,6 +67,8 @@ def evaluate(config: Config, options: Options) -> None:
         outputs=folders.values(),
         labelled=in_memory,
     )
+    if "save" in folders:
+        _refuse_names_of_colours(run.images.samples)
     evaluation = Evaluation(classes.names, classes.subsets, boundary_ratio=settings.boundary_ratio)
 
     def finish(item: Prediction) -> Evaluation:
@@ -77,7 +80,7 @@ def evaluate(config: Config, options: Options) -> None:
         return part
 
     with ExitStack() as stack:
-        made_by = _made_by(config, classes, run.weights.sha256)
+        made_by = _made_by(config, classes, run)
         stays = [stack.enter_context(unfinished(folder, made_by)) for folder in folders.values()]
         if all(stays) and not in_memory:  # a score needs every image
             kept = run.leave_out(lambda name: _is_done(name, classes, folders))
@@ -139,16 +142,24 @@ def _images(
         yield folders["label_ids"] / f"{stem}.png", Image.fromarray(to_label_ids(labels, classes.label_ids))
 
 
+def _refuse_names_of_colours(samples: Sequence[Sample]) -> None:
+    """Raise DataError for an image whose prediction would be written where the colours of another go."""
+    stems = {PurePosixPath(sample.name).stem for sample in samples}
+    for stem in sorted(stems):
+        if f"{stem}_color" in stems:
+            raise DataError(f"the colours of {stem} and the prediction of {stem}_color share a file; rename an image")
+
+
 def _is_done(name: str, classes: ClassTable, folders: dict[str, Path]) -> bool:
     """Whether every file of an image is there; each is whole, or it would not be."""
     nothing = np.zeros((1, 1), dtype=np.uint8)
     return all(path.exists() for path, _ in _images(PurePosixPath(name).stem, nothing, classes, folders))
 
 
-def _made_by(config: Config, classes: ClassTable, sha256: str) -> dict[str, Any]:
+def _made_by(config: Config, classes: ClassTable, run: PredictionRun) -> dict[str, Any]:
     """What decides every pixel that is written."""
     return {
-        "weights": sha256,
+        **run.made_by,
         "target": config.target,
         "evaluate": dataclasses.asdict(config.evaluate),
         "precision": config.run.precision,

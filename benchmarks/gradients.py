@@ -81,7 +81,7 @@ class Subject:
         stage: Stage = getattr(config, meta["section"])
         classes, device = datasets.class_table(config), pick_device(config.run.device)
         seed_everything(config.run.seed)
-        network, normalize, _ = networks.initial_network("random", config, classes, device)
+        network, normalize, _ = networks.resumed_network(str(folder), config, classes, device)
         method = networks.build_method(network, classes, config, stage, device)
         state = TrainState.fresh(method, stage, device=device, precision="fp32")
         state.load_state_dict(saved)

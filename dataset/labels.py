@@ -455,7 +455,9 @@ def _read_mask(path: Path, data: bytes) -> np.ndarray:
     """(H,W) uint8 train ids: those of a palette image, or 0 and 1 of a grey one whose values are 0/1 or 0/255."""
     header = _png_header(data)
     if header is not None and header[1] == 3:
-        return _read_index(path, data)
+        ids = _read_index(path, data)
+        _refuse_black_and_white(path, data, ids)
+        return ids
     image, grey = _grey_values(path, data)
     if image.format == "JPEG":
         raise DataError(f'{path}: JPEG blurs the edges of a mask; use the original, or decode = "threshold"')
@@ -466,6 +468,18 @@ def _read_mask(path: Path, data: bytes) -> np.ndarray:
             ' and ignore maps other values, decode = "threshold" cuts grey ones'
         )
     return (grey > 0).astype(np.uint8)
+
+
+def _refuse_black_and_white(path: Path, data: bytes, ids: np.ndarray) -> None:
+    """Raise DataError for a palette mask of 0 and 255 that is shown black and white, as converted grey ones are: by the
+    rule for palettes its 255, likely the foreground, would be ignored."""
+    if set(np.unique(ids).tolist()) == {0, IGNORE}:
+        palette = open_image(path, data).getpalette() or []
+        if palette[3 * IGNORE :] == [255, 255, 255]:
+            raise DataError(
+                f"{path}: a palette mask of 0 and 255, black and white: 255 is the ignored id there, not class 1; say "
+                'which with decode = "index" and ids = { "255" = 1 }, or ignore = [255]'
+            )
 
 
 def _grey_values(path: Path, data: bytes) -> tuple[Image.Image, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -121,6 +121,10 @@ class Normalize:
             raise DataError(f"channel order must be 'BGR' or 'RGB', found {self.order!r}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise DataError(f"mean and std need three values, std positive; found {self.mean} and {self.std}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What travels with weights, in JSON's types."""
+        return {"order": self.order, "mean": list(self.mean), "std": list(self.std)}
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """(B,3,H,W) uint8 RGB -> float32 of the same shape on the same device, normalised, in `order`."""

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from dataset.transforms import Normalize
 from model.deeplab import build_network
 from model.extras.lessons import EXTRA_LOSSES
-from model.weight_files import Weights as FileWeights
 from tests.worlds import own_settings, write_settings
 from utils import datasets, networks
 from utils.config import (
@@ -149,18 +148,14 @@ def test_without_config_a_script_means_the_released_settings() -> None:
     assert options.name == "gta5_to_cityscapes"
 
 
-def recorded_with(meta: dict[str, Any]) -> FileWeights:
-    return FileWeights(path=Path("w.pth"), state={}, layout="deeplab", sha256="", meta=meta)
-
-
 def test_the_input_mean_is_the_files_then_the_settings_then_the_networks(tmp_path: Path) -> None:
     network = build_network("resnet18", num_classes=4, width=4)
     own = build_config(own_settings(tmp_path), where="own")
     set_ = build_config(own_settings(tmp_path, model={"input_mean": [1, 2, 3]}), where="set")
-    recorded = recorded_with({"input": {"order": "RGB", "mean": [4, 5, 6], "std": [7, 8, 9]}})
-    assert networks.normalizer(network, own).mean == pytest.approx((104.00698793, 116.66876762, 122.67891434))
-    assert networks.normalizer(network, set_) == Normalize(mean=(1, 2, 3))
-    assert networks.normalizer(network, set_, recorded_with({})) == Normalize(mean=(1, 2, 3))
+    recorded = {"input": {"order": "RGB", "mean": [4, 5, 6], "std": [7, 8, 9]}}
+    assert networks.normalizer(network, own, {}).mean == pytest.approx((104.00698793, 116.66876762, 122.67891434))
+    assert networks.normalizer(network, set_, {}) == Normalize(mean=(1, 2, 3))
+    assert networks.normalizer(network, set_, {"step": 3}) == Normalize(mean=(1, 2, 3))
     assert networks.normalizer(network, set_, recorded) == Normalize(order="RGB", mean=(4, 5, 6), std=(7, 8, 9))
 
 

@@ -356,16 +356,40 @@ def test_what_is_frozen_stays_to_the_bit_while_the_head_learns(world: Path, tmp_
     assert moved == {f"layer6.conv2d_list.{branch}.{part}" for branch in (0, 1) for part in ("weight", "bias")}
 
 
+def test_a_run_takes_the_input_statistics_of_the_weights_that_it_starts_from(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def mean(folder: Path) -> list[float]:
+        return json.loads(next(folder.glob("*_1.json")).read_text())["input"]["mean"]
+
+    model, brief = own_settings(world)["model"], {"num_steps": 2, "save_pred_every": 1}
+    first = train(world, tmp_path / "a", model={**model, "input_mean": [10.0, 20.0, 30.0]}, step1=brief)
+    started = {**brief, "restore_from": str(first), "num_steps_stop": 1}
+    second = train(world, tmp_path / "b", model=model, step1=started)
+    assert mean(first) == mean(second) == [10, 20, 30]
+    assert "input_mean" not in capsys.readouterr().out
+    train(world, second, "step1", "--continue-train", model=model, step1={**started, "num_steps_stop": 2})
+    assert json.loads(next(second.glob("*_2.json")).read_text())["input"]["mean"] == [10, 20, 30]
+    train(world, tmp_path / "c", model={**model, "input_mean": [1.0, 2.0, 3.0]}, step1=started)
+    assert mean(tmp_path / "c") == [10, 20, 30]
+    assert "note: [model] input_mean has no effect: the weights were trained with [10.0, 20.0, 30.0]" in (
+        capsys.readouterr().out
+    )
+
+
 def test_losses_without_effect_on_a_frozen_backbone_are_said(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = {**own_settings(world)["model"], "freeze_backbone": True}
     networks, said = {}, {}
-    for name, weights in (("aligned", ALIGNED), ("adversary", {**SEG_ONLY, "adv": ALIGNED["adv"]})):
+    alone = {"seg": 1.0, "stuff": 0.1, "instances": 0.1}
+    ways = {"aligned": ALIGNED, "adversary": {**SEG_ONLY, "adv": ALIGNED["adv"]}, "alone": alone, "source": SEG_ONLY}
+    for name, weights in ways.items():
         stage = {"num_steps": 2, "save_pred_every": 2, "statistics": "kept", "weights": weights}
         networks[name] = state_of(train(world, tmp_path / name, model=model, step1=stage))["network"]
         said[name] = "".join(capsys.readouterr())
     assert differences(networks["aligned"], networks["adversary"]) == []
+    assert differences(networks["alone"], networks["source"]) == []
     assert "note: stuff, instances: no effect" in said["aligned"]
     assert "no effect" not in said["adversary"]
 

@@ -93,6 +93,17 @@ def test_pseudo_labels_weigh_as_they_are_certain_themselves() -> None:
     assert pseudo.weights.tolist() == [[[1.0, 0.0], [1.0, 0.0]]]
 
 
+def test_a_teacher_that_knows_nothing_says_so_in_the_loss() -> None:
+    confidence = torch.tensor([[[0.99, math.nan]], [[0.99, 0.99]]])
+    labels = torch.tensor([[[2, 3]], [[1, 2]]])  # 3: what a NaN is called, and no class
+    for weighted_by in ("image", "pixel"):
+        pseudo = confident(confidence, labels, threshold=0.9, weighted_by=weighted_by)
+        assert pseudo.labels.max() < 3
+        losses = pseudo.weights.mean(dim=(1, 2))
+        assert losses[0].isnan()
+        assert losses[1] == 1
+
+
 # ---- ClassMix ----
 
 

@@ -330,6 +330,12 @@ def test_mask_forms(tmp_path: Path) -> None:
         decoding.decode(tmp_path / "palette.png")
 
 
+def test_a_black_and_white_palette_mask_is_not_read_as_ignored(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 255]], np.uint8)).convert("P").save(tmp_path / "mask.png")
+    with pytest.raises(DataError, match=r"255 is the ignored id there, not class 1; say which"):
+        MASK.decode(tmp_path / "mask.png")
+
+
 def test_mask_of_zeros_and_ones_is_not_read_as_empty(tmp_path: Path) -> None:
     path = save_index(tmp_path / "mask.png", [[0, 1]])
     with pytest.raises(DataError, match="set threshold = 0"):

@@ -453,6 +453,14 @@ def test_too_many_in_a_row_stop_the_run(world: Path, tmp_path: Path, monkeypatch
     assert not (tmp_path / "run" / LAST).exists()
 
 
+@pytest.mark.parametrize("lesson", ["online", "mixed", "masked"])
+def test_a_teacher_that_is_lost_stops_the_run_as_any_bad_loss(world: Path, tmp_path: Path, lesson: str) -> None:
+    wild = {"num_steps": 6, "save_pred_every": 6, "learning_rate": 1e30, "weights": {"seg": 1.0, lesson: 1.0}}
+    with pytest.raises(NonFiniteError, match=r"not finite at update \d"):
+        train(world, tmp_path / "run", run={"log_every": 1}, step1=wild)
+    assert list((tmp_path / "run").glob("nonfinite_*"))
+
+
 def test_a_watch_counts_what_the_loss_scale_skips() -> None:
     layer = torch.nn.Linear(1, 1, bias=False)
     watch = Watch(torch.device("cpu"), scaled=True)
@@ -461,7 +469,9 @@ def test_a_watch_counts_what_the_loss_scale_skips() -> None:
         watch.see(step, {"seg": torch.tensor(1.0)}, layer)
     assert watch.overflows() == 2
     assert watch.first() == (0, [])
+    layer.weight.grad = torch.full((1, 1), math.nan)
     watch.see(5, {"seg": torch.tensor(math.nan)}, layer)
+    assert watch.overflows() == 2, "a bad loss is no overflow of the loss scale"
     watch.see(6, {"seg": torch.tensor(1.0), "adv": torch.tensor(math.nan)}, layer)
     assert watch.first() == (5, ["loss/seg"])
     assert watch.first() == (0, []), "since the last look"
@@ -754,6 +764,47 @@ def test_an_interrupted_evaluation_goes_on_with_what_is_missing(
     assert {path.name: path.read_bytes() for path in whole.iterdir()} == {
         path.name: path.read_bytes() for path in folder.iterdir()
     }
+
+
+def test_an_interrupted_evaluation_by_other_settings_of_the_network_begins_anew(
+    world: Path, finished: Path, tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights without a record take them from [model]."""
+    bare = tmp_path / "bare.pth"
+    shutil.copy(next(finished.glob("*_1.pth")), bare)
+    command = ["evaluate_cityscapes.py", *predicting(tmp_path, world, bare)]
+    other = ("--override", "model.input_mean=[0.0,0.0,0.0]")
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    assert script(*command, *other, "--save", str(whole))[0] == 0
+    with monkeypatch.context() as patched:
+        patched.setattr("utils.background.atomic_write", failing_from("v1"))
+        assert script(*command, "--save", str(folder))[0] == 2
+    code, output, _ = script(*command, *other, "--save", str(folder))
+    assert code == 0
+    assert "are there already" not in output
+    assert (folder / "v0.png").read_bytes() == (whole / "v0.png").read_bytes()
+
+
+def test_an_image_named_as_the_colours_of_another_is_refused(finished: Path, tmp_path: Path, script: Script) -> None:
+    own = tmp_path / "world"
+    write_own(own)
+    for folder in ("images", "labels"):
+        (own / folder / "v1.png").rename(own / folder / "v0_color.png")
+    (own / "val.txt").write_text("v0.png\nv0_color.png\n")
+    code, _, errors = script("evaluate_cityscapes.py", *predicting(tmp_path, own, finished), "--save", "out")
+    assert code == 2
+    assert "the colours of v0 and the prediction of v0_color share a file" in errors
+    (own / "val.txt").write_text("v0_color.png\n")
+    (own / "labels" / "v0.png").unlink()
+    command = predicting(tmp_path, own, finished)
+    save = str(tmp_path / "out")
+    assert script("evaluate_cityscapes.py", *command, "--save", save)[0] == 0
+    only = tmp_path / "truth"
+    only.mkdir()
+    (own / "labels" / "v0_color.png").rename(only / "v0_color.png")
+    code, output, errors = script("compute_iou.py", *command[:2], str(only), save)
+    assert code == 0, errors
+    assert "mIoU" in output
 
 
 def failing_from(name: str) -> Callable[[Path], Any]:

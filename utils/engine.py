@@ -1,7 +1,7 @@
 """The engine: one update, and the loop around it.
 
 It knows neither corpora nor prototypes. Stage 1, stage 2, source-only, adversarial-only and SIM are the same loop with
-other weights: a term of the target whose weight is 0 is not computed.
+other weights: what the target is needed for by terms of weight 0 alone is not computed.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ class TrainState:
             raise ValueError("it was trained with another optimizer")
         _restore(self.optimizer, state["optimizer"])
         _restore(self.optimizer_d, state["optimizer_d"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty of a run without a loss scale, whose first one then starts
+            self.scaler.load_state_dict(state["scaler"])
         if (self.teacher is None) != (state["teacher"] is None):
             raise ValueError("one of the two runs has a teacher, the other has none")
         if self.teacher:
@@ -396,8 +397,11 @@ def _forward(method: BAFFT, recipe: Recipe, batch: Any, *, domain: str) -> tuple
 
 
 def _backward(state: TrainState, recipe: Recipe, losses: Losses) -> None:
-    """Backward of the weighted sum; the one place where loss weights are applied."""
-    terms = [recipe.weights[name] * loss for name, loss in losses.items() if name in recipe.active]
+    """Backward of the weighted sum; the one place where loss weights are applied. Terms that nothing learns from, as
+    alignment on a frozen backbone, are left out."""
+    terms = [
+        recipe.weights[name] * loss for name, loss in losses.items() if name in recipe.active and loss.requires_grad
+    ]
     if terms:
         state.scaler.scale(torch.stack(terms).sum()).backward()
 

@@ -24,6 +24,7 @@ from model.weights import (
     read_record,
     read_weights,
 )
+from utils.checkpoint import LAST
 from utils.config import Config, ConfigError, Stage
 from utils.log import say
 
@@ -53,7 +54,8 @@ def initial_network(restore_from: str, config: Config, classes: ClassTable, devi
     )
     start = str(last_checkpoint(restore_from))
     report = initial_weights(network, start, download=settings.download)
-    other = _other_class(read_record(start), classes) if start not in HUBS else ""
+    meta = {} if start in HUBS else read_record(start)
+    other = _other_class(meta, classes)
     if other:
         say(f"note: {start}: {other}; a head of the same size is taken over all the same")
     if settings.freeze_backbone:
@@ -62,7 +64,13 @@ def initial_network(restore_from: str, config: Config, classes: ClassTable, devi
         use_inplace_norms(network)
     if settings.checkpointing:
         checkpoint_blocks(network)
-    return Initial(_place(network, device), normalizer(network, config), report)
+    return Initial(_place(network, device), normalizer(network, config, meta), report)
+
+
+def resumed_network(run: str, config: Config, classes: ClassTable, device: torch.device) -> Initial:
+    """That of an interrupted run, whose state brings the weights: those it once started from may be gone."""
+    network, _, report = initial_network("random", config, classes, device)
+    return Initial(network, normalizer(network, config, read_record(Path(run) / LAST)), report)
 
 
 class Trained(NamedTuple):
@@ -89,7 +97,7 @@ def trained_network(restore_from: str, config: Config, classes: ClassTable, devi
     if other:
         raise WeightsError(f"{weights.path}: {other}; name the configuration that it was trained with: --config")
     report = load_network(network, weights, purpose="full")
-    return Trained(_place(network, device).eval(), normalizer(network, config, weights), weights, report)
+    return Trained(_place(network, device).eval(), normalizer(network, config, weights.meta), weights, report)
 
 
 def _other_class(meta: Mapping[str, Any], classes: ClassTable) -> str:
@@ -125,7 +133,7 @@ def recorded_settings(restore_from: str) -> tuple[str, dict[str, Any]] | None:
     Its `[run]` is left out, which concerns the machine that trained. None for weights of other origin, or none at all.
     """
     folder = Path(restore_from)
-    path = folder / "last.pt" if folder.is_dir() else folder
+    path = folder / LAST if folder.is_dir() else folder
     meta = read_record(path) if path.is_file() else {}
     if not isinstance(meta.get("config"), Mapping):
         return None
@@ -141,12 +149,12 @@ def last_checkpoint(restore_from: str) -> Path | str:
     path = Path(restore_from)
     if restore_from in HUBS or path.is_file():
         return restore_from
-    if not (path / "last.pt").is_file():
+    if not (path / LAST).is_file():
         raise WeightsError(
             f"{restore_from}: neither a weights file nor the folder of a run (no last.pt in it); {_remedy(path)}, "
             f"or name a file, or one of {', '.join(HUBS)} where training starts"
         )
-    return path / "last.pt"
+    return path / LAST
 
 
 def _remedy(run: Path) -> str:
@@ -155,18 +163,20 @@ def _remedy(run: Path) -> str:
     script = "train_step2.py" if run.name == "step2" else "train_step1.py"
     first = f"first run python {script} --config {recipe}" if recipe.is_file() else "first run the script before it"
     stage1 = run.with_name("step1")
-    if script == "train_step2.py" and (stage1 / "last.pt").is_file():
+    if script == "train_step2.py" and (stage1 / LAST).is_file():
         return f"{first}, or take stage 1: --restore-from {stage1}"
     return first
 
 
-def normalizer(network: SegmentationNetwork, config: Config, weights: Weights | None = None) -> Normalize:
-    """The normalisation of the network's images: as recorded with its weights, else `[model] input_mean` over the
-    network's own."""
-    recorded = weights.meta.get("input") if weights else None
+def normalizer(network: SegmentationNetwork, config: Config, meta: Mapping[str, Any]) -> Normalize:
+    """The normalisation of the network's images: as recorded with its weights (`meta`), else `[model] input_mean` over
+    the network's own."""
+    wanted, recorded = config.model.input_mean, meta.get("input")
     statistics = recorded or input_statistics(network.name)
-    if config.model.input_mean and not recorded:
-        statistics = {**statistics, "mean": config.model.input_mean}
+    if wanted and not recorded:
+        statistics = {**statistics, "mean": wanted}
+    elif wanted and list(wanted) != list(statistics["mean"]):
+        say(f"note: [model] input_mean has no effect: the weights were trained with {list(statistics['mean'])}")
     return Normalize(order=statistics["order"], mean=tuple(statistics["mean"]), std=tuple(statistics["std"]))
 
 

@@ -70,7 +70,7 @@ class Watch:
         """Take note of an update; the module still holds its gradients."""
         found = flaws(losses, module)
         if self._scaled:
-            self._overflows += found[-1]
+            self._overflows += found[-1] & ~found[:-1].any()  # of a bad loss no gradient is finite
             found[-1] = False
         new = (self._first == 0) & found.any()
         for name, bad in zip((*losses, GRADIENT), found & new, strict=True):

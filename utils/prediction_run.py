@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dataset.corpora import Sample
 from dataset.labels import ClassTable
@@ -20,10 +20,14 @@ from utils.runtime import pick_device, tune_kernels
 
 
 class PredictionRun(NamedTuple):
-    """A trained network at work on a split of the target: `stream` yields a `Prediction` per image, `total` in all."""
+    """A trained network at work on a split of the target: `stream` yields a `Prediction` per image, `total` in all.
+
+    made_by: weights, architecture and input statistics, as far as they decide what is predicted.
+    """
 
     classes: ClassTable
     weights: Weights
+    made_by: Mapping[str, Any]
     total: int
     stream: Iterator[Prediction]
     images: SegmentationDataset
@@ -70,7 +74,8 @@ def prediction_run(
         precision=config.run.precision,
         views=views,
     )
-    return PredictionRun(classes, weights, loader.num_images, stream, loader.images)
+    made_by = {"weights": weights.sha256, "architecture": network.architecture(), "input": normalize.to_dict()}
+    return PredictionRun(classes, weights, made_by, loader.num_images, stream, loader.images)
 
 
 def _keep_out_of_data(

@@ -64,11 +64,7 @@ def run_stage(config: Config, options: Options, section: str) -> dict[str, Any]:
 
 def _train(config: Config, options: Options, section: str) -> dict[str, Any]:
     stage: Stage = getattr(config, section)
-    say_notes(config, options)
-    if not options.continue_train:
-        say_frozen_notes(config, stage)
-    if f"{section}.pseudo_labels" in options.changes and not datasets.wants_pseudo_labels(stage):
-        say("note: --ssl-target-dir has no effect here: nothing in the stage reads pseudo labels")
+    _say_before(config, options, section)
     _check_folder(stage, options)
     device = pick_device(config.run.device)
 
@@ -83,9 +79,10 @@ def _train(config: Config, options: Options, section: str) -> dict[str, Any]:
 
     seed_everything(config.run.seed)
     tune_kernels(device, deterministic=config.run.deterministic)
-    # A run that goes on brings its own weights; those it once started from may be gone.
-    restore_from = "random" if options.continue_train else stage.restore_from
-    network, normalize, report = networks.initial_network(restore_from, config, classes, device)
+    if options.continue_train:
+        network, normalize, report = networks.resumed_network(stage.snapshot_dir, config, classes, device)
+    else:
+        network, normalize, report = networks.initial_network(stage.restore_from, config, classes, device)
     recipe = Recipe.of(config, stage, normalize)
     method = networks.build_method(network, classes, config, stage, device)
     diagnosis = Diagnosis.begin(config, stage, classes, network, normalize) if config.run.diagnostics else None
@@ -184,13 +181,12 @@ class TrainingRun:
     @property
     def meta(self) -> dict[str, Any]:
         """What travels with the weights: where they stand, classes, input statistics, configuration."""
-        normalize = self.normalize
         return {
             "architecture": self.state.method.network.architecture(),
             "step": self.state.step,
             "section": self.section,
             "classes": self.classes.to_mapping(),
-            "input": {"order": normalize.order, "mean": list(normalize.mean), "std": list(normalize.std)},
+            "input": self.normalize.to_dict(),
             "config": self.config.to_dict(),
             "initial_weights": self.inputs["weights"],
         }
@@ -404,6 +400,16 @@ class TrainingRun:
             eta = method.adaptive().tolist()
             values |= {f"aim/{names[category]}": eta[category] for category in self.classes.things}
         return values
+
+
+def _say_before(config: Config, options: Options, section: str) -> None:
+    """Everything that a user should know and that is no mistake."""
+    stage: Stage = getattr(config, section)
+    say_notes(config, options)
+    if not options.continue_train:
+        say_frozen_notes(config, stage)
+    if f"{section}.pseudo_labels" in options.changes and not datasets.wants_pseudo_labels(stage):
+        say("note: --ssl-target-dir has no effect here: nothing in the stage reads pseudo labels")
 
 
 def _check_folder(stage: Stage, options: Options) -> None:

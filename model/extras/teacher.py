@@ -62,9 +62,12 @@ def confident(confidence: Tensor, labels: Tensor, *, threshold: float, weighted_
     """Pseudo labels that weigh as much as they are certain, above the threshold.
 
     confidence (B, H, W): probability of the label (B, H, W). weighted_by: "pixel", 1 where the pixel is certain, else 0
-    (FixMatch); "image", the share of the image's pixels that are (DACS).
+    (FixMatch); "image", the share of the image's pixels that are (DACS). Where the confidence is NaN the label is none:
+    there it becomes class 0 and its weight NaN, so that the loss shows what happened.
     """
-    certain = (confidence > threshold).to(confidence.dtype)
+    unknown = confidence.isnan()
+    labels = labels.masked_fill(unknown, 0)
+    certain = torch.where(unknown, confidence, (confidence > threshold).to(confidence.dtype))
     if weighted_by == "pixel":
         return PseudoLabels(labels, certain)
     return PseudoLabels(labels, certain.mean(dim=(1, 2), keepdim=True).expand_as(confidence))
