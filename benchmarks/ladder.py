@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import math
 import os
 import signal
@@ -71,7 +72,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         ladder.list()
         return
     failed = [] if arguments.report_only else Runner(ladder, at_once=arguments.jobs).run()
-    say(f"results: {ladder.write()}")
+    written = ladder.write()
+    if written != ladder.json:
+        say(f"note: {ladder.json} holds runs that are not among these, and stays; to have it replaced, remove it first")
+    say(f"results: {written}")
     if failed:
         raise SystemExit(1)
 
@@ -98,9 +102,10 @@ def _parser() -> Parser:
 
 def _seeds(text: str) -> list[int]:
     parts = text.removesuffix(",").split(",")
-    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts) or text == "0":
+    seeds = [int(part) for part in parts if part.isdecimal()]
+    if len(set(seeds)) < len(parts) or (seeds == [0] and "," not in text):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number of seeds nor a list of different ones")
-    return [int(part) for part in parts] if "," in text else list(range(int(text)))
+    return seeds if "," in text else list(range(seeds[0]))
 
 
 def _scale(text: str) -> float:
@@ -196,14 +201,16 @@ class Ladder:
         return self.results / f"ladder_{self.recipe.path.stem}.json"
 
     def write(self) -> Path:
-        """Write the results of what is finished; the JSON file."""
-        result = self.result()
-        write_json(self.json, result)
-        page, picture = (self.json.with_suffix(suffix) for suffix in (".md", ".svg"))
-        for file, text in ((page, markdown(result, picture.name)), (picture, chart(result))):
-            with atomic_write(file) as temporary:
+        """Write the results of what is finished; the JSON file, below `out` where they would replace other runs'."""
+        result, file = self.result(), self.json
+        if _runs(file) - {Path(run["folder"]).parts[-2:] for run in result["runs"]}:
+            file = self.out / file.name
+        write_json(file, result)
+        page, picture = (file.with_suffix(suffix) for suffix in (".md", ".svg"))
+        for beside, text in ((page, markdown(result, picture.name)), (picture, chart(result))):
+            with atomic_write(beside) as temporary:
                 temporary.write_text(text, encoding="utf-8")
-        return self.json
+        return file
 
     def result(self) -> dict[str, Any]:
         """Everything that is known so far."""
@@ -224,10 +231,10 @@ class Ladder:
             "seeds": self.seeds,
             "budget": {"rung": self.recipe.budget, "warm_up": warm_up},
             "out": self.out,
-            **union(made_with(read_run(last.folder) for last in here), known),
+            **union(made_with(read_run(job.folder) for job in unique(here) if job.updates), known),
             "rungs": self._described(),
             "scores": summarize(outcomes, self.metric),
-            "selection": rank_correlation(outcomes),
+            "selection": rank_correlation(outcomes, self.metric),
             "runs": [vars(outcome) for outcome in outcomes],
         }
 
@@ -240,6 +247,13 @@ class Ladder:
             first = owner.setdefault(last.folder, rung.title)
             described[rung.name] = {"title": rung.title, "same_as": first if first != rung.title else None}
         return described
+
+
+def _runs(file: Path) -> set[tuple[str, ...]]:
+    """Seed and folder of every run that a ladder's JSON speaks of; none where there is no such file."""
+    if not file.is_file():
+        return set()
+    return {Path(run["folder"]).parts[-2:] for run in json.loads(file.read_text(encoding="utf-8"))["runs"]}
 
 
 def _outcome(rung: Rung, seed: int, last: Job) -> Outcome:
@@ -257,7 +271,7 @@ def _outcome(rung: Rung, seed: int, last: Job) -> Outcome:
         criteria={name: {int(step): value for step, value in of.items()} for name, of in scores.items()},
         chosen=run.selection.get("chosen", {}),
         seconds=sum(_seconds(job) for job in last.chain),
-        device=run.manifest["device"],
+        device=", ".join(made_with(read_run(job.folder) for job in last.chain if job.updates)["devices"]),
         folder=str(last.folder),
         commands=[command_line(command(job)) for job in last.chain],
     )
@@ -285,6 +299,7 @@ class Runner:
     at_once: int = 1
     running: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    ended: bool = False
 
     def run(self) -> list[Job]:
         """Make them; the ones that failed. What depends on those is left out, everything else is made."""
@@ -328,7 +343,8 @@ class Runner:
         if good and final:
             good = self._call(job, ["-m", "utils.choose", str(job.folder)])
         minutes = (time.monotonic() - began) / 60
-        say(f"{job.key}: {'done' if good else f'FAILED, see {job.log_file}'} after {minutes:.1f} min")
+        how = "done" if good else "interrupted" if self.ended else f"FAILED, see {job.log_file}"
+        say(f"{job.key}: {how} after {minutes:.1f} min")
         return good
 
     def _call(self, job: Job, words: Sequence[str]) -> bool:
@@ -351,6 +367,7 @@ class Runner:
 
     def _end_all(self) -> None:
         """Ask what still runs to save its state and end."""
+        self.ended = True
         with self.lock:
             for process in self.running.values():
                 process.send_signal(signal.SIGTERM)

@@ -114,7 +114,7 @@ def _selection(correlation: Mapping[str, Any]) -> list[str]:
     """How well the criteria do, if any run was looked at."""
     if not correlation:
         return []
-    head = ("criterion", "what it is", "rank correlation within a run", "over all checkpoints", "mIoU lost to the best")
+    head = ("criterion", "what it is", "rank correlation within a run", "over all checkpoints", "lost to the best")
     rows = [
         [
             f"**`{name}`**" if name == CRITERION else f"`{name}`",

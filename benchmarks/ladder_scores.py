@@ -145,23 +145,26 @@ def _summary(rung: str, choice: str, scores: Callable[[str, str], dict[int, floa
     }
 
 
-def rank_correlation(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Criterion -> Spearman's correlation with true mIoU: within each run, averaged, and over all checkpoints.
+def rank_correlation(outcomes: Sequence[Outcome], metric: str) -> dict[str, Any]:
+    """Criterion -> Spearman's correlation with the true score: within each run, averaged, and over all checkpoints.
 
-    A run that several rungs share counts once. Mean loss: mIoU that the choice costs against the run's best checkpoint.
+    A run that several rungs share counts once. Mean loss: what the choice costs against the run's best checkpoint.
     """
     runs = list({outcome.folder: outcome for outcome in outcomes if outcome.criteria}.values())
-    return {name: _correlation(runs, name) for name in CRITERIA} if runs else {}
+    return {name: _correlation(runs, name, metric) for name in CRITERIA} if runs else {}
 
 
-def _correlation(runs: Sequence[Outcome], name: str) -> dict[str, Any]:
-    pairs = [[(run.criteria[name][step], run.miou[step]) for step in run.miou] for run in runs]
+def _correlation(runs: Sequence[Outcome], name: str, metric: str) -> dict[str, Any]:
+    true = [run.measured(metric) for run in runs]
+    pairs = [
+        [(run.criteria[name][step], score) for step, score in of.items()] for run, of in zip(runs, true, strict=True)
+    ]
     within = [spearman(*zip(*points, strict=True)) for points in pairs]
     everything = [point for points in pairs for point in points]
     return {
         "within_runs": spread([value for value in within if value is not None]),
         "over_all_checkpoints": spearman(*zip(*everything, strict=True)),
         "checkpoints": len(everything),
-        "lost_to_best": spread([max(run.miou.values()) - run.miou[run.chosen[name]] for run in runs]),
-        "lost_by_last": spread([max(run.miou.values()) - run.miou[max(run.miou)] for run in runs]),
+        "lost_to_best": spread([max(of.values()) - of[run.chosen[name]] for run, of in zip(runs, true, strict=True)]),
+        "lost_by_last": spread([max(of.values()) - of[max(of)] for of in true]),
     }

@@ -63,5 +63,5 @@ def made_with(runs: Iterable[RunRecord]) -> dict[str, list[str]]:
     return {
         "devices": sorted({manifest["device"] for manifest in manifests}),
         "torch": sorted({manifest["packages"]["torch"] for manifest in manifests}),
-        "commits": sorted({str(manifest["commit"]) for manifest in manifests}),
+        "commits": sorted({manifest["commit"] for manifest in manifests if manifest["commit"]}),  # none outside of git
     }

@@ -71,6 +71,8 @@ RUNGS = (
     _without("adversary", "the adversary", stage={"weights": {"adv": 0.0}}),
     _without("image_level", "translated images", translated=False),
     _without("stage2", "stage 2", stages=1),
+    _without("mixed", "ClassMix", stage={"weights": {"mixed": 0.0}}),
+    _without("rare", "rare classes first", stage={"rare_classes": 0.0}),
     Rung(name="isia", title="with ISIA in stage 2", step2=ISIA),
     Rung(name="aim", title="with AIM in stage 2", step2=AIM),
     Rung(name="isia_aim", title="with ISIA and AIM in stage 2", step2=ISIA | AIM),

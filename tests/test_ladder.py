@@ -104,9 +104,10 @@ def test_what_is_equal_is_shared_and_what_differs_is_not() -> None:
     assert first["configured"] not in (first["paper"], first["no_adversary"], first["no_stage2"], first["mixed"])
     ends = {rung.name: last(plain, rung.name).folder for rung in RUNGS}
     # The recipe is the released one: it translates nothing, has no aggregation to leave out and has the adversary.
-    same = {ends[name] for name in ("released", "no_image_level", "no_aggregation", "with_adversary", "configured")}
-    assert len(same) == 1
-    assert len(set(ends.values())) == len(RUNGS) - 4
+    # So do ClassMix and rare classes first.
+    alike = ("released", "no_image_level", "no_aggregation", "no_mixed", "no_rare", "with_adversary", "configured")
+    assert len({ends[name] for name in alike}) == 1
+    assert len(set(ends.values())) == len(RUNGS) - len(alike) + 1
     jobs = unique([last(plain, rung.name) for rung in RUNGS])
     assert len(jobs) == len({job.folder for job in jobs})
     places = {job.folder: place for place, job in enumerate(jobs)}
@@ -299,12 +300,12 @@ def test_no_gap_no_share() -> None:
 
 def test_rank_correlation_counts_a_shared_run_once() -> None:
     rising, falling = outcome("a", 0, 1.0, 2.0, 3.0, chosen=3), outcome("b", 0, 3.0, 2.0, 1.0, chosen=3)
-    found = rank_correlation([rising, replace(rising, rung="c"), falling])[CRITERION]
+    found = rank_correlation([rising, replace(rising, rung="c"), falling], "miou")[CRITERION]
     assert found["within_runs"]["mean"] == pytest.approx(0)
     assert found["within_runs"]["n"] == 2
     assert found["checkpoints"] == 6
     assert found["lost_to_best"]["mean"] == 1
-    assert rank_correlation([]) == {}
+    assert rank_correlation([], "miou") == {}
 
 
 # ---- on paper ----
@@ -315,7 +316,7 @@ def result_of(outcomes: Sequence[Outcome], **changes: Any) -> dict[str, Any]:
     return {
         "recipe": "tiny", "command": "python -m benchmarks.ladder tiny.toml", "complete": True, "metric": "miou",
         "seeds": [0, 1], "budget": {"rung": 24, "warm_up": 0}, "out": "runs", "devices": ["cpu"], "torch": ["2.6"],
-        "rungs": rungs, "scores": summarize(outcomes, "miou"), "selection": rank_correlation(outcomes),
+        "rungs": rungs, "scores": summarize(outcomes, "miou"), "selection": rank_correlation(outcomes, "miou"),
         "runs": [vars(outcome) for outcome in outcomes],
     } | changes  # fmt: skip
 
@@ -376,7 +377,9 @@ def calls(monkeypatch: pytest.MonkeyPatch, script: Script) -> list[list[str]]:
     return called
 
 
-def test_a_ladder_is_climbed_resumed_and_reported(tiny: Path, calls: list[list[str]]) -> None:
+def test_a_ladder_is_climbed_resumed_and_reported(
+    tiny: Path, calls: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
     command = [str(tiny), "--rungs", "source_only,configured,oracle", "--results", "results"]
     ladder.main(command)
     ran = [Path(words[0]).name if words[0] != "-m" else words[1] for words in calls]
@@ -401,7 +404,11 @@ def test_a_ladder_is_climbed_resumed_and_reported(tiny: Path, calls: list[list[s
     finished = Path(result["runs"][0]["folder"])
     (finished / "manifest.json").unlink()
     ladder.main([*command, "--report-only"])
-    assert not json.loads(Path("results/ladder_tiny.json").read_text())["complete"]
+    said = capsys.readouterr().out
+    assert "note: results/ladder_tiny.json holds runs that are not among these, and stays" in said
+    assert "results: runs/ladder/tiny/ladder_tiny.json" in said
+    assert json.loads(Path("results/ladder_tiny.json").read_text()) == result
+    assert not json.loads(Path("runs/ladder/tiny/ladder_tiny.json").read_text())["complete"]
     assert calls == []
     ladder.main(command)
     assert [words[-1] for words in calls] == ["--continue-train", str(finished)]
@@ -461,6 +468,7 @@ def known(tiny: Path, calls: list[list[str]]) -> dict[str, Any]:
 def climb(tiny: Path, rungs: str, known: dict[str, Any] | None = None, *flags: str) -> dict[str, Any]:
     """The results of these rungs with what is known, in a folder of their own."""
     Path("known.json").write_text(json.dumps(known))
+    shutil.rmtree("again", ignore_errors=True)
     ladder.main([str(tiny), "--known", "known.json", "--results", "again", "--rungs", rungs, *flags])
     return json.loads(Path("again/ladder_tiny.json").read_text())
 

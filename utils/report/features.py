@@ -200,6 +200,8 @@ def memory(report: Report) -> Html:
     banks = {name: series for name in names if (series := run.series(f"bank/{name}"))}
     weights = {name: series for name in names if (series := run.series(f"aim/{name}"))}
     charts: list[Html] = []
+    if not banks:
+        return missing("Nothing was logged yet of banks and AIM's weights.")
     if any(value for series in banks.values() for _, value in series):
         charts.append(
             StripChart("Filled slots of each class's bank, in percent", banks, _fraction, lambda value: value).draw()
