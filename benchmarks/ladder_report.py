@@ -52,7 +52,7 @@ def markdown(result: Mapping[str, Any], picture: str) -> str:
         f"*Chosen without labels*: by the criterion `{CRITERION}`. "
         "*Best* uses target labels, which an unsupervised method does not have: an upper bound.",
     ]
-    rows = [_row(name, rung, result["scores"].get(name, {})) for name, rung in result["rungs"].items()]
+    rows = [_row(rung, result["scores"].get(name, {})) for name, rung in result["rungs"].items()]
     commands = ["```", result["command"], "```", "", f"Settings, logs and weights of every run: `{result['out']}`."]
     return "\n".join(
         [
@@ -83,7 +83,7 @@ def _by_device(result: Mapping[str, Any]) -> list[str]:
     return [f"Not all runs are of one device, and another one rounds otherwise: {of}."]
 
 
-def _row(name: str, rung: Mapping[str, Any], scores: Mapping[str, Any]) -> list[str]:
+def _row(rung: Mapping[str, Any], scores: Mapping[str, Any]) -> list[str]:
     title = rung["title"] + (f' (the same runs as "{rung["same_as"]}")' if rung["same_as"] else "")
     if not scores:
         return [title, *[NONE] * (len(COLUMNS) - 1)]
@@ -195,10 +195,6 @@ def chart(result: Mapping[str, Any]) -> str:
 
 def _upright(x: float, bottom: float, class_: str) -> Html:
     return tag("line", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=TOP - 6, y2=bottom, class_=class_)
-
-
-def _label(text: str, x: float, y: float) -> Html:
-    return tag("text", text, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor="middle", class_="soft")
 
 
 def _legend() -> list[Html]:

@@ -28,10 +28,10 @@ from utils.pseudo_label import (
     PredictionCache,
     PseudoLabeler,
     apply_thresholds,
-    labels_with_confidence,
     quantize,
 )
 from utils.runtime import peak_memory_mb
+from utils.strips import highest_at
 
 NUM_CLASSES = 19
 GRID, SIZE = (65, 129), (512, 1024)  # of the logits and of the pseudo labels, (H, W)
@@ -130,11 +130,11 @@ def _parts(logits: Tensor, folder: Path) -> Iterator[_Part]:
     low = logits.softmax(dim=0)
     yield _Part(
         "upsampling and maximum / one after the other",
-        partial(labels_with_confidence, low, SIZE),
+        partial(highest_at, low, SIZE),
         partial(_full_size_maximum, logits),
         _agree_on_labels,
     )
-    confidence, label = (tensor.cpu().numpy() for tensor in labels_with_confidence(low, SIZE))
+    confidence, label = (tensor.cpu().numpy() for tensor in highest_at(low, SIZE))
     yield _Part("levels", partial(quantize, confidence))
     levels, histogram, cache = quantize(confidence), ConfidenceHistogram(NUM_CLASSES), PredictionCache(folder / "cache")
     yield _Part("histogram", partial(histogram.update, label, levels))

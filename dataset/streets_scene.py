@@ -188,7 +188,7 @@ def backdrop(street: Street) -> Iterator[Item]:
 def frontages(street: Street) -> Iterator[Item]:
     """Lots along both sides: prescribed walls and fences where they show best, the rest by the weights."""
     rng = street.rng
-    lots = [(side, z) for side in street.sides for z in divide(street, side)]
+    lots = [(side, z) for side in street.sides for z in divide(street)]
     kinds = list(street.style.frontage)
     weights = np.cumsum(list(street.style.frontage.values()))
     chosen = [kinds[int(np.searchsorted(weights, rng.random() * weights[-1]))] for _ in lots]
@@ -201,7 +201,7 @@ def frontages(street: Street) -> Iterator[Item]:
         yield from LOTS[name](street, side, z)
 
 
-def divide(street: Street, side: Side) -> Iterator[Range]:
+def divide(street: Street) -> Iterator[Range]:
     """Cut a side into lots, leaving the crossing street open."""
     z = uniform(street.rng, (2.0, 5.0))
     crossing = street.crossing or (LAST_LOT, LAST_LOT)

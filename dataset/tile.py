@@ -221,7 +221,7 @@ def _splits(arguments: argparse.Namespace, archive: Archive, found: Sequence[Pho
         "--seed has no effect: the split is not drawn; leave it out, or give --val-fraction, too",
     )
     if arguments.val is not None:
-        splits = listed_split(found, _listed(arguments.val, archive, found))
+        splits = listed_split(found, _listed(arguments.val, found))
     elif official:
         splits = official_split(archive, found)
     else:
@@ -239,7 +239,7 @@ def _fraction(arguments: argparse.Namespace, archive: Archive) -> float:
     return fraction
 
 
-def _listed(path: Path, archive: Archive, found: Sequence[Photograph]) -> set[str]:
+def _listed(path: Path, found: Sequence[Photograph]) -> set[str]:
     """The photographs that a list names, with or without a suffix."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")

@@ -40,13 +40,12 @@ class Augment:
     270 degrees, alike; where the wanted size is not square, by 0 or 180).
 
     After scaling, a window of the wanted size is taken at a random place; what lies outside the scaled image
-    is `fill` (R, G, B) in the image and 255 in the label.
+    is grey, the mean colour, in the image and 255 in the label.
     """
 
     mirror: bool = False
     scale: bool = False
     turn: bool = False
-    fill: tuple[int, int, int] = MEAN_COLOUR
 
     def __call__(
         self,
@@ -82,7 +81,7 @@ class Augment:
     ) -> tuple[Image.Image, np.ndarray]:
         """Crop or pad to `size`. `place`: where in the free range the scaled image lies, 0..1 in x and y."""
         offset = _offset(size[0] - image.width, place[0]), _offset(size[1] - image.height, place[1])
-        canvas = Image.new("RGB", size, self.fill)
+        canvas = Image.new("RGB", size, MEAN_COLOUR)
         canvas.paste(image, offset)  # a negative offset crops, a positive one pads
         label_canvas = Image.new("L", size, IGNORE)
         label_canvas.paste(Image.fromarray(label), offset)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tests.conftest import Script
 from tests.test_engine import train
-from utils.selection import CRITERIA, Tally, agreement, choose, joint, mean_iou, spearman
+from utils.selection import CRITERIA, Tally, agreement, agreement_iou, choose, joint, spearman
 
 C = 4
 
@@ -144,7 +144,7 @@ def test_agreement_is_symmetric_and_one_only_for_equal_answers_of_all_classes(pa
     left, right = (np.array(side, dtype=np.uint8) for side in zip(*pairs, strict=True))
     assert agreement([left], [right], 3) == pytest.approx(agreement([right], [left], 3))
     assert (agreement([left], [right], 3) == 1) == (np.array_equal(left, right) and len(set(left.tolist())) == 3)
-    assert mean_iou(joint(left, right, 3)) <= 1
+    assert agreement_iou(joint(left, right, 3)) <= 1
 
 
 # ---- choosing and ranking ----

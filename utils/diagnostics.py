@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from utils.log import plain
-from utils.metrics import Counts, Scores, mean, percent
+from utils.metrics import Counts, Scores, mean, percent, row_percent
 
 Vectors = npt.NDArray[np.float32]
 
@@ -190,11 +190,6 @@ class PairChange(NamedTuple):
     def change(self) -> float:
         """In percentage points; below 0 is better."""
         return self.after - self.before
-
-
-def row_percent(counts: Counts) -> Scores:
-    """A confusion matrix (C, C or C+1) in percent of each true class; NaN for a class without a pixel."""
-    return percent(counts, counts.sum(axis=1, keepdims=True))
 
 
 def changed_pairs(before: Counts, after: Counts, *, most: int = 8) -> tuple[list[PairChange], list[PairChange]]:

@@ -37,8 +37,8 @@ from utils.config import Config, Stage
 from utils.inference import output_of, upsample
 from utils.log import progress
 from utils.nonfinite import is_bad, remembered
-from utils.pseudo_label import labels_with_confidence
 from utils.runtime import autocast, loss_scaler, prefetch
+from utils.strips import highest_at
 
 Losses = dict[str, Tensor]
 Pair = tuple[Any, Any]
@@ -376,7 +376,7 @@ def _lesson_part(state: TrainState, recipe: Recipe, source: Any, target: Any, *,
 def _teachers_labels(teacher: Teacher, recipe: Recipe, images: Tensor) -> PseudoLabels:
     """Of target images (B, 3, H, W) uint8, as the spec makes pseudo labels: softmax, then upsampled (3.6)."""
     logits = output_of(teacher, images, normalize=recipe.normalize, precision=recipe.precision).logits
-    found = [labels_with_confidence(scores.float().softmax(dim=0), images.shape[-2:]) for scores in logits]
+    found = [highest_at(scores.float().softmax(dim=0), images.shape[-2:]) for scores in logits]
     confidence, labels = (torch.stack(maps) for maps in zip(*found, strict=True))
     settings = recipe.lessons
     return confident(confidence, labels.to(torch.int64), threshold=settings.threshold, weighted_by=settings.weighted_by)

@@ -118,6 +118,11 @@ class ConfusionMatrix:
         return result
 
 
+def row_percent(counts: Counts) -> Scores:
+    """A confusion matrix (C, C or C+1) in percent of each true class; NaN for a class without a pixel."""
+    return percent(counts, counts.sum(axis=1, keepdims=True))
+
+
 def joint_counts(left: npt.NDArray[np.uint8], right: npt.NDArray[np.uint8]) -> Counts:
     """(256, 256) int64: how often each pair of values occurs at the same place of two uint8 arrays of one shape.
 

@@ -194,13 +194,6 @@ class PredictionCache:
         self._file.close()
 
 
-def labels_with_confidence(
-    probabilities: torch.Tensor, size: Sequence[int] | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The highest of the probabilities (C,h,w) at each pixel, its class uint8; at `size` = (H,W) where it is given."""
-    return highest(probabilities) if size is None else highest_at(probabilities, size)
-
-
 class PseudoLabeler:
     """Collects predictions, then gives every image's pseudo label.
 
@@ -236,7 +229,8 @@ class PseudoLabeler:
         if probabilities.ndim != 3 or probabilities.shape[0] != num_classes:
             shape = tuple(probabilities.shape)
             raise ValueError(f"{name}: probabilities of shape {shape}, expected ({num_classes}, H, W)")
-        confidence, label = labels_with_confidence(probabilities.detach(), size)
+        scores = probabilities.detach()
+        confidence, label = highest(scores) if size is None else highest_at(scores, size)
         labels = label.cpu().numpy()
         try:
             levels = quantize(confidence.float().cpu().numpy())

@@ -17,6 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from utils.metrics import Counts, joint_counts
+
 CRITERIA = {
     "confidence": "mean probability of the answer",
     "certainty": "1 - mean entropy of the answer / log C",
@@ -78,7 +80,7 @@ class Tally:
             "confidence": float((self._confidence / answered).mean()),
             "certainty": float((self._certainty / answered).mean()),
             "information": max(0.0, information),  # not below 0 but for rounding
-            "flips": mean_iou(self._flips),
+            "flips": agreement_iou(self._flips),
             "margin": self._margin(),
         }
 
@@ -108,23 +110,22 @@ def label_map(probabilities: Tensor) -> Labels:
     return probabilities.argmax(dim=0).to(torch.uint8).cpu().numpy()
 
 
-def joint(first: Labels, second: Labels, num_classes: int) -> npt.NDArray[np.int64]:
-    """(C, C) pixels of every pair of answers of two maps (h, w)."""
-    pairs = first.astype(np.int64) * num_classes + second
-    return np.bincount(pairs.ravel(), minlength=num_classes**2).reshape(num_classes, num_classes)
-
-
-def mean_iou(pairs: npt.NDArray[np.int64]) -> float:
+def agreement_iou(pairs: npt.NDArray[np.int64]) -> float:
     """Mean IoU 0..1 over all classes of counts (C, C); a class that neither of the two answers counts 0."""
     both = np.diagonal(pairs)
     either = pairs.sum(axis=0) + pairs.sum(axis=1) - both
     return float((both / np.maximum(either, 1)).mean())
 
 
+def joint(first: Labels, second: Labels, num_classes: int) -> Counts:
+    """(C, C) pixels of every pair of answers of two maps (h, w)."""
+    return joint_counts(first, second)[:num_classes, :num_classes]
+
+
 def agreement(first: Sequence[Labels], second: Sequence[Labels], num_classes: int) -> float:
-    """`mean_iou` of two networks' answers on the same images."""
+    """`agreement_iou` of two networks' answers on the same images."""
     parts = [joint(left, right, num_classes) for left, right in zip(first, second, strict=True)]
-    return mean_iou(np.sum(parts, axis=0))
+    return agreement_iou(np.sum(parts, axis=0))
 
 
 def choose(scores: Mapping[int, float]) -> int:

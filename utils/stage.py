@@ -30,7 +30,7 @@ from utils import datasets, networks, quick_check
 from utils.board import heatmap, pairs_text
 from utils.checkpoint import LAST, PREVIOUS, CheckpointError, earlier_one, load_last, save_last
 from utils.config import Config, ConfigError, Stage, completed
-from utils.diagnostics import changed_pairs, row_percent
+from utils.diagnostics import changed_pairs
 from utils.engine import Losses, Pair, Recipe, TrainState, fit
 from utils.files import atomic_write, names_and_sizes
 from utils.flags import PREDICTION, Options, next_command
@@ -40,7 +40,7 @@ from utils.inspection import Diagnosis
 from utils.interrupts import Request, exit_code, postponed
 from utils.lock import only_one
 from utils.log import RunLog, say, write_json, write_manifest
-from utils.metrics import ConfusionMatrix, Counts, iou_array
+from utils.metrics import ConfusionMatrix, Counts, iou_array, row_percent
 from utils.notes import say_frozen_notes, say_notes
 from utils.prepared import prepare_source
 from utils.report.write import report_at_end

@@ -13,7 +13,7 @@ import numpy as np
 from utils.evaluation import Protocol, Report, Score
 from utils.files import atomic_write
 from utils.log import say
-from utils.metrics import Scores, Subsets, check_names, iou_array, mean_iou, percent
+from utils.metrics import Scores, Subsets, check_names, iou_array, mean_iou, row_percent
 
 NO_ANSWER = "255"  # the last column of a confusion matrix
 COLUMNS = ("class", "IoU", "interval", "precision", "recall", "boundary IoU")
@@ -85,7 +85,7 @@ def format_csv(report: Report) -> str:
 def _confusion_table(report: Report) -> list[str]:
     """Markdown: where the pixels of each true class (row) went, in percent of them."""
     counts = report.confusion.counts
-    shares = percent(counts, counts.sum(axis=1, keepdims=True))
+    shares = row_percent(counts)
     head = ("truth, % of row", *report.names, NO_ANSWER)
     rows = [(name, *map(_digits, share)) for name, share in zip(report.names, shares.tolist(), strict=True)]
     return [_pipes(row) for row in (head, ("---", *["---:"] * (len(head) - 1)), *rows)]

@@ -23,11 +23,10 @@ class Missing(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Classes:
-    """Names, (R, G, B) colours, and the ids of things, of the C classes."""
+    """Names and (R, G, B) colours of the C classes; subsets: protocols that count fewer of them."""
 
     names: Sequence[str]
     palette: Sequence[tuple[int, int, int]]
-    things: Sequence[int]
     subsets: Subsets
 
     def named(self, values: Scores | Sequence[float]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from utils.diagnostics import PairChange, row_percent
-from utils.metrics import Scores, mean_iou
+from utils.diagnostics import PairChange
+from utils.metrics import Scores, mean_iou, row_percent
 from utils.report.charts import Hues, LineChart, MatrixChart, StripChart
 from utils.report.data import Classes, Gallery, Missing, Report
 from utils.report.features import distances, features, memory

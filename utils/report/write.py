@@ -271,7 +271,7 @@ def _class_names(run: RunRecord) -> tuple[str, ...]:
 
 
 def _plain_classes(table: ClassTable) -> Classes:
-    return Classes(names=table.names, palette=table.palette, things=table.things, subsets=table.subsets)
+    return Classes(names=table.names, palette=table.palette, subsets=table.subsets)
 
 
 def _write(path: Path, text: str, content: Mapping[str, object]) -> None:
