@@ -21,6 +21,7 @@ NOT_MEASURED = "not measured"
 STREETS = {
     SOURCE_ONLY: "source-only",
     "control": "source-only, target's batch-norm statistics",
+    "adversary": "adversary alone (AdaptSegNet)",
     "sim": "SIM, Lab translation",
     "released": "BAFFT as released, Lab translation",
     "paper": "BAFFT as in the paper, Lab translation",
@@ -28,6 +29,7 @@ STREETS = {
     "isia_aim": "the same, with ISIA and AIM",
     "no_alignment": "the same, without matching",
     "no_image_level": "the same, without translation",
+    "no_mixed": "the same, without ClassMix",
     "no_stage2": "the same, without pseudo labels",
     "modern": "one stage: teacher, ClassMix, masked images, rare classes, ISIA and AIM",
     ORACLE: "oracle, on the target's labels",
@@ -40,7 +42,10 @@ RECIPES = {"streets": "streets", "camvid_day_to_dusk": "CamVid", "roads_epfl_to_
 PARTS = {
     "no_image_level": "without translated images",
     "no_stage2": "without stage 2",
+    "no_mixed": "without ClassMix",
     "no_alignment": "without matching",
+    "no_stuff": "without matching of stuff",
+    "no_instances": "without matching of instances",
     "isia_aim": "with ISIA and AIM in stage 2",
 }
 
@@ -67,8 +72,8 @@ def photographs(of: Results) -> list[str]:
 
 def parts(of: Results) -> list[str]:
     """A row per part of the method, a column per recipe: the paired difference to the recipe."""
-    scores = {recipe: _ladder(of, recipe)["scores"] for recipe in RECIPES}
-    rows = [[title, *(_difference(scores[recipe], rung) for recipe in RECIPES)] for rung, title in PARTS.items()]
+    results = [_ladder(of, recipe) for recipe in RECIPES]
+    rows = [[title, *(_difference(result, rung) for result in results)] for rung, title in PARTS.items()]
     return markdown_table(("", *RECIPES.values()), rows)
 
 
@@ -87,10 +92,12 @@ def _score(scores: Mapping[str, Any], rung: str) -> tuple[str, str]:
     return plus_minus(last["mean"], last["std"]), plus_minus(last["gap_closed"]["mean"], None, 0) + " %"
 
 
-def _difference(scores: Mapping[str, Any], rung: str) -> str:
-    if rung not in scores:
+def _difference(result: Mapping[str, Any], rung: str) -> str:
+    if rung not in result["scores"]:
         return NOT_MEASURED
-    difference = scores[rung][LAST]["difference_to_configured"]
+    if result["rungs"][rung]["same_as"]:
+        return "not in it"
+    difference = result["scores"][rung][LAST]["difference_to_configured"]
     seeds = "" if difference["n"] > 2 else f" ({difference['n']} seeds)"
     return plus_minus(difference["mean"], difference["standard_error"], 2, signed=True) + seeds
 

@@ -22,7 +22,8 @@ def result(**rungs: tuple[float, float, int]) -> dict[str, Any]:
         }
         for rung, (mean, difference, n) in rungs.items()
     }
-    return {"complete": True, "scores": of, "budget": {"rung": 300, "warm_up": 200}}
+    described = {rung: {"title": rung, "same_as": None} for rung in rungs}
+    return {"complete": True, "rungs": described, "scores": of, "budget": {"rung": 300, "warm_up": 200}}
 
 
 def test_the_pages_hold_what_the_results_say() -> None:
@@ -37,13 +38,15 @@ def test_a_table_takes_the_place_of_what_stood_there() -> None:
     ladders = {
         "ladder_streets": result(no_stage2=(1.0, -3.456, 3)),
         "ladder_camvid_day_to_dusk": result(no_stage2=(1.0, 0.5, 2)),
-        "ladder_roads_epfl_to_massachusetts": result(),
+        "ladder_roads_epfl_to_massachusetts": result(no_mixed=(1.0, 0.0, 3)),
     }
+    ladders["ladder_roads_epfl_to_massachusetts"]["rungs"]["no_mixed"]["same_as"] = "as configured"
     lines = readme.filled(page, where="a page", results=ladders.__getitem__).splitlines()
     assert (lines[0], lines[1], lines[-2], lines[-1]) == ("before", "<!-- table: parts -->", "<!-- /table -->", "after")
     cells = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[1:] for line in lines[4:-2]}
     assert list(cells) == list(tables.PARTS.values())
     assert cells["without stage 2"] == ["-3.46 ± 0.12", "+0.50 ± 0.12 (2 seeds)", tables.NOT_MEASURED]
+    assert cells["without ClassMix"] == [tables.NOT_MEASURED, tables.NOT_MEASURED, "not in it"]
     assert cells["without matching"] == [tables.NOT_MEASURED] * 3
 
 
