@@ -725,3 +725,25 @@ def test_the_profile_accounts_for_an_iteration(
     assert parts < seconds.keys()
     assert all(value >= 0 for value in seconds.values())
     assert "% of a large matrix product" in capsys.readouterr().out
+
+
+def test_the_profile_reads_images_as_training_does(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def noted(config: Any, stage: Any, source: Any, target: Any, *, start: int) -> Iterator[Any]:
+        seen.append(source)
+        return iter(())
+
+    monkeypatch.setattr(profile.datasets, "training_pairs", noted)
+    translation = {"method": "lab", "styles": 2}
+    settings = own_settings(
+        world, translation=translation, step1={"rare_classes": 0.1, "snapshot_dir": str(tmp_path / "run")}
+    )
+    config = build_config(settings, where="test")
+    list(profile._real(config, "step1", CPU))
+    [source] = seen
+    assert source.translate is not None
+    assert source.shows is not None
+    assert not (tmp_path / "run").exists()

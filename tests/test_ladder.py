@@ -584,6 +584,8 @@ def test_what_still_runs_is_asked_to_end(tiny: Path, tmp_path: Path) -> None:
         (("--seeds", "1,1"), "neither a number"),
         (("--seeds", ","), "neither a number"),
         (("--seeds", "0"), "neither a number"),
+        (("--seeds", "00"), "neither a number"),
+        (("--seeds", "1,01"), "neither a number"),
         (("--jobs", "0"), "at least 1"),
         (("--steps-scale", "-1"), "above 0"),
         (("--metric", "raod"), "did you mean road"),
