@@ -805,7 +805,7 @@ def test_a_binary_set_in_which_one_class_never_occurs(
 def palette_of(indices: np.ndarray) -> Image.Image:
     """A palette image."""
     image = Image.fromarray(indices)
-    image.putpalette([0, 0, 0] * 255 + [255, 255, 255])
+    image.putpalette([0, 0, 0] * 255 + [255, 0, 0])
     return image
 
 
