@@ -478,7 +478,7 @@ def _refuse_black_and_white(path: Path, data: bytes, ids: np.ndarray) -> None:
         if palette[3 * IGNORE :] == [255, 255, 255]:
             raise DataError(
                 f"{path}: a palette mask of 0 and 255, black and white: 255 is the ignored id there, not class 1; say "
-                'which with decode = "index" and ids = { "0" = 0, "255" = 1 }, ignore = [], or with ignore = [255] alone'
+                'which with decode = "index" and ids = { "0" = 0, "255" = 1 }, ignore = [], or ignore = [255] alone'
             )
 
 
