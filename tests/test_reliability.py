@@ -807,6 +807,19 @@ def test_an_image_named_as_the_colours_of_another_is_refused(finished: Path, tmp
     assert "mIoU" in output
 
 
+def test_predictions_of_pictures_never_replace_the_data(finished: Path, tmp_path: Path, script: Script) -> None:
+    """Kinds of products may be called as the folders of the data are."""
+    own = tmp_path / "world"
+    write_own(own)
+    before = (own / "labels" / "v0.png").read_bytes()
+    settings = write_settings(tmp_path / "own.toml", own_settings(own))
+    command = ("--config", str(settings), "--restore-from", str(finished), "--save", str(own))
+    code, _, errors = script("predict.py", str(own / "images" / "v0.png"), *command)
+    assert code == 2
+    assert "labels: labels of the data are there and would be overwritten; choose another folder" in errors
+    assert (own / "labels" / "v0.png").read_bytes() == before
+
+
 def failing_from(name: str) -> Callable[[Path], Any]:
     """`atomic_write` that finds the disk full from a file on, by name."""
 

@@ -58,7 +58,7 @@ def prediction_run(
     classes = datasets.class_table(config, options.arguments)
     folders = list(outputs)
     loader = datasets.prediction_loader(config, split, classes, labelled=labelled, flat=bool(folders))
-    _keep_out_of_data(config, classes, split, loader.images.samples, folders)
+    keep_out_of_data(config, classes, folders, split=split, samples=loader.images.samples)
     if labelled:
         labels = [sample.label for sample in loader.images.samples if sample.label is not None]
         quick_check.refuse_train_ids(datasets.corpus(config, "target", classes), labels)
@@ -78,14 +78,19 @@ def prediction_run(
     return PredictionRun(classes, weights, made_by, loader.num_images, stream, loader.images)
 
 
-def _keep_out_of_data(
-    config: Config, classes: ClassTable, split: str, samples: Sequence[Sample], outputs: Iterable[Path]
+def keep_out_of_data(
+    config: Config, classes: ClassTable, outputs: Iterable[Path], *, split: str = "val", samples: Sequence[Sample] = ()
 ) -> None:
-    """Raise ConfigError where an output folder is one of the data: files of a flat corpus have the names of ours."""
+    """Raise ConfigError where an output folder is one of the data: files there have the names of ours.
+
+    The data are the training images and labels of both domains, and those of a split of the target, as far as
+    `samples` lie deeper than its folders.
+    """
     target, source = datasets.corpus(config, "target", classes), datasets.corpus(config, "source", classes)
-    images = {source.image_folder("train"), target.image_folder(split), *(sample.image.parent for sample in samples)}
-    truths = target.label_folder(split)
-    labels = {source.label_folder("train"), truths, *((truths / target.label_name(s.name)).parent for s in samples)}
+    sets = ((source, "train"), (target, "train"), (target, split))
+    images = {*(data.image_folder(part) for data, part in sets), *(sample.image.parent for sample in samples)}
+    labels = {data.label_folder(part) for data, part in sets}
+    labels |= {(target.label_folder(split) / target.label_name(sample.name)).parent for sample in samples}
     for what, folders in (("images", images), ("labels", labels)):
         known = {folder.resolve() for folder in folders}
         for folder in outputs:
