@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset.corpora import pseudo_label_name
+from dataset.corpora import UNFINISHED, pseudo_label_name
 from utils.background import in_background, write_png
-from utils.config import Config, PseudoLabels
+from utils.config import Config, ConfigError, PseudoLabels
 from utils.flags import PREDICTION, TRAINING, Options, next_command, parse
 from utils.inference import Views
 from utils.log import progress, say, write_json
@@ -28,6 +28,7 @@ from utils.mistakes import MISTAKES
 from utils.outputs import unfinished
 from utils.prediction_run import PredictionRun, prediction_run
 from utils.pseudo_label import PseudoLabeler, ThresholdReport
+from utils.run_files import THRESHOLDS
 from utils.runtime import launch
 
 
@@ -48,13 +49,14 @@ def generate(config: Config, options: Options) -> None:
         views=Views(settings.scales, settings.flip),
         outputs=[folder],
     )
+    _refuse_other_files(folder)
     source = {"restore_from": str(run.weights.path), "sha256": run.weights.sha256}
     # Whoever was interrupted begins again: the thresholds need every prediction.
     with unfinished(folder, source):
         thresholds = predict_and_write(run, folder, settings)
         say(thresholds.format_table(run.classes.names))
         result = {**source, **thresholds.to_dict(run.classes.names)}
-        for path in [str(folder / "thresholds.json"), *([options.json] if options.json else [])]:
+        for path in [str(folder / THRESHOLDS), *([options.json] if options.json else [])]:
             write_json(path, result)
     say(f"{run.total} pseudo labels in {folder}")
     hands = {
@@ -63,6 +65,13 @@ def generate(config: Config, options: Options) -> None:
         "step2.split": settings.split,
     }
     say(f"next: {next_command(options, ['train_step2.py'], flags=TRAINING, section='step2', hands=hands)}")
+
+
+def _refuse_other_files(folder: Path) -> None:
+    """Raise ConfigError for a folder of PNGs that this script did not write: its thresholds would vouch for them."""
+    ours = any((folder / name).exists() for name in (THRESHOLDS, UNFINISHED))
+    if not ours and any(folder.glob("*.png")):
+        raise ConfigError(f"{folder} holds PNGs that are no pseudo labels of this script; choose another --save")
 
 
 def predict_and_write(run: PredictionRun, folder: Path, settings: PseudoLabels) -> ThresholdReport:

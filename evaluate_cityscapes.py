@@ -36,6 +36,7 @@ from utils.log import progress, say, write_json
 from utils.mistakes import MISTAKES
 from utils.outputs import unfinished
 from utils.prediction_run import PredictionRun, prediction_run
+from utils.run_files import THRESHOLDS
 from utils.runtime import launch
 
 
@@ -128,6 +129,10 @@ def _folders(config: Config, options: Options, classes: ClassTable) -> dict[str,
         folders["label_ids"] = Path(settings.label_ids)
     if len({os.path.abspath(folder) for folder in folders.values()}) < len(folders):
         raise ConfigError(f"--save and --label-ids both name {settings.save}: their files have the same names")
+    for key, folder in folders.items():
+        if (folder / THRESHOLDS).exists():  # which would vouch for predictions
+            flag = key.replace("_", "-")
+            raise ConfigError(f"{folder} holds pseudo labels ({THRESHOLDS}); choose another --{flag}")
     return folders
 
 

@@ -35,7 +35,6 @@ from utils.inference import LEAST_SIDE, Views, scores
 from utils.log import progress, say, write_json
 from utils.mistakes import MISTAKES
 from utils.prediction import Predictor, Sight, TooLargeError, predict_film
-from utils.prediction_run import keep_out_of_data
 from utils.products import KINDS, Look, Products
 from utils.runtime import launch, pick_device, tune_kernels
 from utils.tiling import Zoom
@@ -73,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs, notes = find_inputs(options.arguments.inputs, without=wanted.folder)
     for note in (*options.notes, *notes):
         say(f"note: {note}")
-    keep_out_of_data(config, classes, [wanted.folder / kind for kind in wanted.kinds])
+    datasets.keep_out_of_data(config, classes, [wanted.folder / kind for kind in wanted.kinds])
     _check_films(inputs, wanted)
     _make_folder(wanted.folder)
 

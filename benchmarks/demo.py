@@ -30,6 +30,7 @@ from utils.flags import not_negative
 from utils.log import say, write_json
 from utils.mistakes import MISTAKES
 from utils.resume import changes
+from utils.run_files import MANIFEST, THRESHOLDS
 from utils.run_folder import read_json, read_run
 from utils.runtime import launch
 from utils.sheet import contact_sheet
@@ -118,7 +119,7 @@ class Demo:
     def train(self, name: str, script: str, *, recipe: str = "", flags: list[str] | None = None) -> None:
         """One training run, unless its manifest says that it is done."""
         folder = Path(self.folder(name))
-        if (folder / "manifest.json").exists():
+        if (folder / MANIFEST).exists():
             say(f"{TITLES[name]}: finished earlier, kept; remove {folder} to run it again")
             return
         say(f"\n== {TITLES[name]} ==")
@@ -128,7 +129,7 @@ class Demo:
     def pseudo_labels(self) -> None:
         """Pseudo labels from stage 1's last checkpoint."""
         folder = self.out / "pseudo_labels"
-        if (folder / "thresholds.json").exists():
+        if (folder / THRESHOLDS).exists():
             return
         say("\n== pseudo labels ==")
         where = ["--restore-from", self.folder("step1"), "--save", str(folder)]

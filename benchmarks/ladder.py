@@ -45,7 +45,8 @@ from utils.flags import assignment, at_least_one
 from utils.interrupts import exit_code
 from utils.log import say, write_json
 from utils.mistakes import MISTAKES
-from utils.run_folder import SELECTION, read_run
+from utils.run_files import SELECTION
+from utils.run_folder import read_run
 from utils.runtime import launch
 
 ROOT = Path(__file__).resolve().parent.parent

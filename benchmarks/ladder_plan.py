@@ -19,6 +19,7 @@ from benchmarks.rungs import METHOD, Rung
 from model.extras.lessons import LESSON_LOSSES
 from utils.config import Config, Stage, build_config, merge, override, read_config
 from utils.flags import hand_over
+from utils.run_files import MANIFEST, THRESHOLDS
 
 LOSSES = Path(__file__).resolve().parent.parent / "configs" / "losses"
 SNAPSHOTS = 4  # per stage: what a checkpoint can be chosen from
@@ -28,7 +29,7 @@ SCRIPTS = {
     "pseudo_label": "Generate_Pseudo_Label.py",
     "step2": "train_step2.py",
 }
-FINISHED = {"pseudo_label": "thresholds.json"}  # what a script writes last, manifest.json unless named here
+FINISHED = {"pseudo_label": THRESHOLDS}  # what a script writes last, the manifest unless named here
 MATTERS = ("seed", "precision", "compile", "deterministic", "nonfinite", "bad_files")  # of [run], to the result
 # Settings younger than published runs: where they have these values, names stay as they were.
 LATER: dict[str, Any] = {
@@ -81,7 +82,7 @@ class Job:
     @property
     def finished(self) -> bool:
         """Whether its result is there."""
-        return (self.folder / FINISHED.get(self.section, "manifest.json")).is_file()
+        return (self.folder / FINISHED.get(self.section, MANIFEST)).is_file()
 
     @property
     def interrupted(self) -> bool:

@@ -23,6 +23,7 @@ from utils.config import TRANSLATIONS, ConfigError, Parser, build_config, overri
 from utils.flags import assignment, at_least_one
 from utils.log import say, write_json
 from utils.mistakes import MISTAKES
+from utils.run_files import MANIFEST
 from utils.run_folder import RunRecord, read_run
 from utils.runtime import launch
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not arguments.report_only:
         for (method, seed), folder in folders.items():
             train(arguments, method, seed, folder)
-    runs = {key: read_run(folder) for key, folder in folders.items() if (folder / "manifest.json").is_file()}
+    runs = {key: read_run(folder) for key, folder in folders.items() if (folder / MANIFEST).is_file()}
     result = report(runs, metric)
     for method, found in result["methods"].items():
         say(line(method, found))
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train(arguments: argparse.Namespace, method: str, seed: int, folder: Path) -> None:
     """One run of train_step1.py, unless it is finished. Raises ConfigError where it fails."""
-    if (folder / "manifest.json").is_file():
+    if (folder / MANIFEST).is_file():
         return
     copy = method == "cyclegan"
     source = ["--data-dir", arguments.cyclegan] if copy else []

@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _claim(job, painter.settings)
         kept = list(progress(painter.paint(job.tasks), total=len(job.tasks), description="translate", unit="image"))
         _write_sheet(job, painter)
-        fragment = _finish(job, painter.settings, config, options)
+        _finish(job, painter.settings, config, options)
     say(f"{number_of(len(kept), 'image')} in {job.folder}" + (f", {sum(kept)} of an earlier run" if any(kept) else ""))
     say(f"before and after: {job.folder / SHEET}")
     if options.json:
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if job.same_layout:
         as_stored = "" if config.translation.method == AS_STORED else f" --translation {AS_STORED}"
         say(f"the same configuration reads it with --data-dir {job.folder}{as_stored}")
-    say(f"next: {_next_command(options, fragment)}")
+    say(f"next: {_next_command(options, job.fragment)}")
 
 
 # ---- what is to be done ----
@@ -102,7 +102,7 @@ class Task:
 @dataclass(frozen=True)
 class Job:
     """A copy to be made, as `corpus` will lie in `folder`. size: (W,H) that images have to cover; same_layout: its
-    folders have the names of the source's."""
+    folders have the names of the source's; fragment: the configuration that reads it."""
 
     folder: Path
     method: str
@@ -110,11 +110,23 @@ class Job:
     corpus: Corpus
     same_layout: bool
     splits: Mapping[str, Sequence[Task]]
+    fragment: Path
 
     @property
     def tasks(self) -> list[Task]:
         """All images, one split after the other."""
         return [task for tasks in self.splits.values() for task in tasks]
+
+    @property
+    def lists(self) -> dict[Path, Sequence[Task]]:
+        """The list files that are part of the copy, and what they name."""
+        lists = {}
+        for split, tasks in self.splits.items():
+            given = PurePath(self.corpus.lists.get(split, ""))
+            # Absolute, or found from the working directory: read from where it is, whatever the root.
+            if given.name and not given.is_absolute() and ".." not in given.parts and not Path(given).is_file():
+                lists[self.folder / given] = tasks
+        return lists
 
 
 def _arguments(parser: Parser) -> None:
@@ -144,7 +156,8 @@ def _job(config: Config, options: Options) -> Job:
         for split in dict.fromkeys(arguments.set)
     }
     same_layout = (copy.images, copy.labels) == (corpus.images, corpus.labels)
-    return Job(folder, arguments.method, datasets.input_size(config, "source"), copy, same_layout, splits)
+    size, fragment = datasets.input_size(config, "source"), f"{options.name}_{arguments.method}.toml"
+    return Job(folder, arguments.method, size, copy, same_layout, splits, folder / fragment)
 
 
 def _copy_of(corpus: Corpus, folder: Path) -> Corpus:
@@ -362,12 +375,15 @@ def _write_batch(batch: tuple[Sequence[Task], list[np.ndarray]]) -> list[bool]:
 
 
 def _refuse_what_is_not_ours(job: Job) -> None:
-    """Raises DataError when the folder holds images or other labels that no run of this script has written."""
+    """Raises DataError when files are where the copy's will be, or images or labels among them, and no run of this
+    script has written them."""
     if (job.folder / MANIFEST).exists():
         return
-    taken = (task.new_image for task in job.tasks if task.new_image.exists())
-    others = (t.new_label for t in job.tasks if t.new_label.exists() and not same_content(t.label, t.new_label))
-    path = next(itertools.chain(taken, others), None)
+    corpus = job.corpus
+    images = (path for split in job.splits for path in corpus.image_folder(split).rglob(f"*{corpus.image_suffix}"))
+    labels = (path for split in job.splits for path in corpus.label_folder(split).rglob(f"*{corpus.label_suffix}"))
+    single = (path for path in (*job.lists, job.fragment, job.folder / SHEET) if path.exists())
+    path = next(itertools.chain(single, images, labels), None)
     if path is not None:
         raise DataError(f"{path}: exists and was not written by dataset.translate; {ANOTHER}")
 
@@ -421,22 +437,19 @@ def _differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str
     ]
 
 
-def _finish(job: Job, settings: Mapping[str, Any], config: Config, options: Options) -> Path:
-    """Write lists, the configuration that reads the copy, and the complete manifest; returns the configuration.
+def _finish(job: Job, settings: Mapping[str, Any], config: Config, options: Options) -> None:
+    """Write lists, the configuration that reads the copy, and the complete manifest.
 
-    It names no validation list where that part has not been translated, and translates nothing on the fly.
+    The configuration names no validation list where that part has not been translated, and translates nothing on the
+    fly.
     """
     from utils.log import write_json
 
-    for split, tasks in job.splits.items():
-        given = PurePath(job.corpus.lists.get(split, ""))
-        # Absolute, or found from the working directory: read from where it is, whatever the root.
-        if given.name and not given.is_absolute() and ".." not in given.parts and not Path(given).is_file():
-            with atomic_write(job.folder / given) as temporary:
-                temporary.write_text("".join(f"{task.name}\n" for task in tasks), encoding="utf-8")
+    for path, tasks in job.lists.items():
+        with atomic_write(path) as temporary:
+            temporary.write_text("".join(f"{task.name}\n" for task in tasks), encoding="utf-8")
     path = job.folder / MANIFEST
     there = json.loads(path.read_text(encoding="utf-8"))
-    fragment = job.folder / f"{options.name}_{job.method}.toml"
     source = {"root": str(job.folder), "images": job.corpus.images, "labels": job.corpus.labels}
     if job.corpus.lists.get("val") and "val" not in there["splits"]:
         source["val_list"] = ""
@@ -445,11 +458,10 @@ def _finish(job: Job, settings: Mapping[str, Any], config: Config, options: Opti
         changed["translation"] = {"method": AS_STORED}
     # Of real paths: the system takes `..` of a linked folder for its real parent.
     extends = Path(os.path.relpath(os.path.realpath(options.config_path), os.path.realpath(job.folder))).as_posix()
-    with atomic_write(fragment) as temporary:
+    with atomic_write(job.fragment) as temporary:
         temporary.write_bytes(tomli_w.dumps({"extends": extends, **changed}).encode())
     complete = _manifest(job, settings, state="complete")
     write_json(path, {**there, "splits": {**there["splits"], **complete["splits"]}})
-    return fragment
 
 
 def _next_command(options: Options, fragment: Path) -> str:

@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dataset.corpora import DataError, Sample
+from dataset.corpora import UNFINISHED, DataError, Sample
 from dataset.loading import tolerated_files, train_loader
 from dataset.segmentation import SegmentationDataset
 from model.bafft import BAFFT
@@ -44,7 +44,7 @@ from utils.lock import LOCK, FolderInUseError, only_one
 from utils.log import RunLog, write_json
 from utils.mistakes import MISTAKES
 from utils.nonfinite import MOST_IN_A_ROW, NonFiniteError, Watch
-from utils.outputs import MARK, unfinished
+from utils.outputs import unfinished
 from utils.run_folder import read_run
 from utils.runtime import launch
 from utils.stage import run_stage
@@ -729,6 +729,30 @@ def test_a_file_system_without_locks_is_said(
 # ---- folders of predictions ----
 
 
+def test_pseudo_labels_and_predictions_keep_to_themselves(
+    world: Path, finished: Path, tmp_path: Path, script: Script
+) -> None:
+    """Thresholds vouch for every PNG that lies beside them."""
+    where = predicting(tmp_path, world, finished)
+    pseudo, predictions = tmp_path / "pseudo", tmp_path / "predictions"
+    assert script("Generate_Pseudo_Label.py", *where, "--save", str(pseudo))[0] == 0
+    assert script("evaluate_cityscapes.py", *where, "--save", str(predictions))[0] == 0
+    before = {path: path.read_bytes() for folder in (pseudo, predictions) for path in folder.iterdir()}
+    code, _, errors = script("evaluate_cityscapes.py", *where, "--save", str(pseudo))
+    assert (code, "holds pseudo labels (thresholds.json); choose another --save" in errors) == (2, True)
+    code, _, errors = script("Generate_Pseudo_Label.py", *where, "--save", str(predictions))
+    assert (code, "holds PNGs that are no pseudo labels of this script" in errors) == (2, True)
+    assert {path: path.read_bytes() for folder in (pseudo, predictions) for path in folder.iterdir()} == before
+
+
+def test_a_run_does_not_go_among_the_images(world: Path, tmp_path: Path, script: Script) -> None:
+    settings = write_settings(tmp_path / "own.toml", own_settings(world))
+    code, _, errors = script("train_step1.py", "--config", str(settings), "--snapshot-dir", str(world / "images"))
+    assert code == 2
+    assert "images: images of the data are there; choose another folder to write to" in errors
+    assert not (world / "images" / "run.lock").exists()
+
+
 def predicting(folder: Path, data: Path, run: Path, **sections: Mapping[str, Any]) -> tuple[str, ...]:
     """Configuration, written into `folder`, and weights of a script that predicts."""
     settings = write_settings(folder / "own.toml", own_settings(data, **sections))
@@ -751,7 +775,7 @@ def test_an_interrupted_evaluation_goes_on_with_what_is_missing(
     assert code == 2
     assert "No space left" in errors
     left = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert MARK in left
+    assert UNFINISHED in left
     assert len(left) > 1
     code, _, errors = script("compute_iou.py", *command[1:3], str(world / "labels"), str(folder))
     assert code == 2
@@ -816,7 +840,7 @@ def test_predictions_of_pictures_never_replace_the_data(finished: Path, tmp_path
     command = ("--config", str(settings), "--restore-from", str(finished), "--save", str(own))
     code, _, errors = script("predict.py", str(own / "images" / "v0.png"), *command)
     assert code == 2
-    assert "labels: labels of the data are there and would be overwritten; choose another folder" in errors
+    assert "labels: labels of the data are there; choose another folder to write to" in errors
     assert (own / "labels" / "v0.png").read_bytes() == before
 
 
@@ -842,11 +866,11 @@ def test_unfinished_pseudo_labels_are_not_trained_on(
     command = ("Generate_Pseudo_Label.py", *predicting(tmp_path, world, finished), "--save", str(folder))
     assert script(*command)[0] == 0
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert MARK not in whole
+    assert UNFINISHED not in whole
     with monkeypatch.context() as patched:
         patched.setattr("utils.background.atomic_write", failing_from("t2"))
         assert script(*command)[0] == 2
-    assert (folder / MARK).exists(), "all PNGs are there, some of an earlier run"
+    assert (folder / UNFINISHED).exists(), "all PNGs are there, some of an earlier run"
     with pytest.raises(DataError, match="unfinished, Generate_Pseudo_Label"):
         train_stage(world, tmp_path / "run", "step2", "--ssl-target-dir", str(folder))
     assert script(*command)[0] == 0
@@ -902,7 +926,7 @@ def test_nothing_is_written_over_the_data(
     for folder in (data / place, tmp_path / "link"):
         code, _, errors = script(name, *where, "--save", str(folder))
         assert code == 2
-        assert errors.strip().endswith(f"{place} of the data are there and would be overwritten; choose another folder")
+        assert errors.strip().endswith(f"{place} of the data are there; choose another folder to write to")
     assert {path: path.read_bytes() for path in data.rglob("*.png")} == before
 
 
@@ -1056,7 +1080,7 @@ def test_official_ids_are_no_predictions(world: Path, tmp_path: Path, script: Sc
     code, _, errors = script(*command)
     assert code == 2
     assert "unknown label ids 26 (found 26); predictions are train ids: those of --save, not of --label-ids" in errors
-    (tmp_path / "ids" / "below" / MARK).write_text("{}")
+    (tmp_path / "ids" / "below" / UNFINISHED).write_text("{}")
     code, _, errors = script(*command)
     assert code == 2
     assert f"{tmp_path / 'ids' / 'below'}: unfinished" in errors

@@ -465,6 +465,16 @@ def test_a_folder_of_something_else_is_left_alone(world: Path) -> None:
     assert "this is the source itself" in refused("--method", "lab", "--save", "data")
 
 
+@pytest.mark.parametrize("theirs", ["source.txt", "tiny_lab.toml", "before_after.png", "images/deep/other.png"])
+def test_no_file_of_something_else_is_replaced_or_joined(world: Path, theirs: str) -> None:
+    """The root of a target that is laid out as the source, for one."""
+    path = world / "other" / theirs
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"mine")
+    assert f"{path.name}: exists and was not written by" in refused("--method", "lab", "--save", "other")
+    assert path.read_bytes() == b"mine"
+
+
 def test_labels_of_something_else_are_not_taken_for_the_sources(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (world / "other" / "labels").mkdir(parents=True)
     (world / "other" / "labels" / "s3.png").write_bytes((world / "data" / "labels" / "s1.png").read_bytes())

@@ -32,7 +32,8 @@ from utils.flags import at_least_one
 from utils.inference import output_of
 from utils.log import progress, say, write_json
 from utils.mistakes import MISTAKES
-from utils.run_folder import SELECTION, RunRecord, read_run
+from utils.run_files import SELECTION
+from utils.run_folder import RunRecord, read_run
 from utils.runtime import launch, pick_device
 from utils.selection import CRITERIA, CRITERION, Labels, Tally, agreement, choose, label_map, spearman
 from utils.snapshots import snapshots

@@ -35,6 +35,7 @@ from utils.interrupts import Request, exit_code, postponed
 from utils.lock import only_one
 from utils.log import RunLog, plain, progress, say, write_manifest
 from utils.nonfinite import NonFiniteError, is_finite
+from utils.run_files import CONFIG, MANIFEST
 from utils.runtime import autocast, loss_scaler, peak_memory_mb, pick_device, prefetch, seed_everything, tune_kernels
 
 _CROPS = 2  # the stream of the draws of crops, beside those of the two domains' order
@@ -224,7 +225,7 @@ def _state(config: Config, device: torch.device, saved: Mapping[str, Any] | None
     except (RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"{folder / LAST} does not fit this configuration ({first_line(str(error))}); continue with the settings "
-            f"in {folder / 'config.toml'}, or choose another --snapshot-dir"
+            f"in {folder / CONFIG}, or choose another --snapshot-dir"
         ) from None
     trained, asked = saved["meta"]["settings"], plain(dataclasses.asdict(config.cyclegan))
     for key in asked:
@@ -256,7 +257,7 @@ def _check_stream(config: Config, meta: Mapping[str, Any], images: Mapping[str, 
         folder = Path(config.cyclegan.snapshot_dir)
         raise ConfigError(
             f"{folder / LAST} cannot go on: {'; '.join(reasons)}, so images would come twice or never; continue with "
-            f"the settings in {folder / 'config.toml'}, or choose another --snapshot-dir"
+            f"the settings in {folder / CONFIG}, or choose another --snapshot-dir"
         )
 
 
@@ -276,7 +277,7 @@ def _train(
     if saved:
         _check_stream(config, saved["meta"], images)
     folder = Path(settings.snapshot_dir)
-    with atomic_write(folder / "config.toml") as temporary:
+    with atomic_write(folder / CONFIG) as temporary:
         temporary.write_bytes(tomli_w.dumps(config.to_dict()).encode())
     counts = f"{number_of(len(source), 'source image')}, {number_of(len(target), 'target image')}"
     say(f"translator: trained on {counts}, after {state.step} updates; run folder {folder}")
@@ -374,5 +375,5 @@ class TranslatorRun:
         folder, device = Path(self.config.cyclegan.snapshot_dir), self.state.device
         seconds, memory = time.monotonic() - self.began, peak_memory_mb(device)
         result = {"steps": self.state.step, "last": self.losses, "seconds": seconds, "peak_memory_mb": memory}
-        write_manifest(folder / "manifest.json", {"inputs": inputs, "result": result}, device=device)
+        write_manifest(folder / MANIFEST, {"inputs": inputs, "result": result}, device=device)
         say(f"{self.state.step} updates, {seconds:.0f} s, peak memory {memory:.0f} MiB, in {folder}")

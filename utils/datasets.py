@@ -6,7 +6,7 @@ import argparse
 import itertools
 import json
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dataset.cache import ImageCache
@@ -59,6 +59,27 @@ def corpus(config: Config, domain: str, classes: ClassTable) -> Corpus:
     """The corpus of `[source]` or `[target]`."""
     table = {key: value for key, value in getattr(config, domain).items() if key != "size"}
     return Corpus.from_mapping(table, classes.num_classes, f"[{domain}]")
+
+
+def keep_out_of_data(
+    config: Config, classes: ClassTable, outputs: Iterable[Path], *, split: str = "val", samples: Sequence[Sample] = ()
+) -> None:
+    """Raise ConfigError where an output folder is one of the data: files there may have the names of ours, and ours
+    would be read as theirs.
+
+    The data are images and labels of the source's training, the target's training and validation, and of one more
+    split of the target, where `samples` say how deep they lie in its folders.
+    """
+    target, source = corpus(config, "target", classes), corpus(config, "source", classes)
+    sets = ((source, "train"), *((target, part) for part in ("train", "val", split)))
+    images = {*(data.image_folder(part) for data, part in sets), *(sample.image.parent for sample in samples)}
+    labels = {data.label_folder(part) for data, part in sets}
+    labels |= {(target.label_folder(split) / target.label_name(sample.name)).parent for sample in samples}
+    for what, folders in (("images", images), ("labels", labels)):
+        known = {folder.resolve() for folder in folders}
+        for folder in outputs:
+            if folder.resolve() in known:
+                raise ConfigError(f"{folder}: {what} of the data are there; choose another folder to write to")
 
 
 def input_size(config: Config, domain: str) -> tuple[int, int]:

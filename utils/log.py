@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from utils.files import atomic_write, errors_naming
+from utils.run_files import LOG
 
 _MANIFEST_PACKAGES = (
     "torch",
@@ -59,7 +60,7 @@ class RunLog:
         resume_lines: int | None = None,
         board_folder: str | os.PathLike[str] | None = None,
     ) -> None:
-        path = self._path = Path(folder) / "log.jsonl"
+        path = self._path = Path(folder) / LOG
         self._names = tuple(names)
         last_step = -1 if resume_step is None else resume_step
         board = Path(board_folder) if board_folder else Path(folder) / "tensorboard"

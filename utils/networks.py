@@ -27,6 +27,7 @@ from model.weights import (
 from utils.checkpoint import LAST
 from utils.config import Config, ConfigError, Stage
 from utils.log import say
+from utils.run_files import CONFIG
 
 HUBS = ("random", "torchvision", "timm")  # where initial weights come from, other than files
 
@@ -140,7 +141,7 @@ def recorded_settings(restore_from: str) -> tuple[str, dict[str, Any]] | None:
     settings = {name: value for name, value in meta["config"].items() if name != "run"}
     if "subsets" in meta.get("classes", {}):  # the whole table, whatever becomes of the one that is shipped
         settings["classes"] = meta["classes"]
-    beside = path.with_name("config.toml")
+    beside = path.with_name(CONFIG)
     return str(beside) if beside.is_file() else "", settings
 
 
@@ -151,7 +152,7 @@ def last_checkpoint(restore_from: str) -> Path | str:
         return restore_from
     if not (path / LAST).is_file():
         raise WeightsError(
-            f"{restore_from}: neither a weights file nor the folder of a run (no last.pt in it); {_remedy(path)}, "
+            f"{restore_from}: neither a weights file nor the folder of a run (no {LAST} in it); {_remedy(path)}, "
             f"or name a file, or one of {', '.join(HUBS)} where training starts"
         )
     return path / LAST

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dataset.corpora import Sample
 from dataset.labels import ClassTable
 from dataset.segmentation import SegmentationDataset
 from model.weights import Weights
 from utils import datasets, networks, quick_check
-from utils.config import Config, ConfigError
+from utils.config import Config
 from utils.flags import Options
 from utils.inference import Prediction, Views, predict
 from utils.log import say
@@ -58,7 +57,7 @@ def prediction_run(
     classes = datasets.class_table(config, options.arguments)
     folders = list(outputs)
     loader = datasets.prediction_loader(config, split, classes, labelled=labelled, flat=bool(folders))
-    keep_out_of_data(config, classes, folders, split=split, samples=loader.images.samples)
+    datasets.keep_out_of_data(config, classes, folders, split=split, samples=loader.images.samples)
     if labelled:
         labels = [sample.label for sample in loader.images.samples if sample.label is not None]
         quick_check.refuse_train_ids(datasets.corpus(config, "target", classes), labels)
@@ -76,25 +75,3 @@ def prediction_run(
     )
     made_by = {"weights": weights.sha256, "architecture": network.architecture(), "input": normalize.to_dict()}
     return PredictionRun(classes, weights, made_by, loader.num_images, stream, loader.images)
-
-
-def keep_out_of_data(
-    config: Config, classes: ClassTable, outputs: Iterable[Path], *, split: str = "val", samples: Sequence[Sample] = ()
-) -> None:
-    """Raise ConfigError where an output folder is one of the data: files there have the names of ours.
-
-    The data are the training images and labels of both domains, and those of a split of the target, as far as
-    `samples` lie deeper than its folders.
-    """
-    target, source = datasets.corpus(config, "target", classes), datasets.corpus(config, "source", classes)
-    sets = ((source, "train"), (target, "train"), (target, split))
-    images = {*(data.image_folder(part) for data, part in sets), *(sample.image.parent for sample in samples)}
-    labels = {data.label_folder(part) for data, part in sets}
-    labels |= {(target.label_folder(split) / target.label_name(sample.name)).parent for sample in samples}
-    for what, folders in (("images", images), ("labels", labels)):
-        known = {folder.resolve() for folder in folders}
-        for folder in outputs:
-            if folder.resolve() in known:
-                raise ConfigError(
-                    f"{folder}: {what} of the data are there and would be overwritten; choose another folder"
-                )

@@ -21,6 +21,7 @@ from utils import datasets
 from utils.config import Config, ConfigError, Stage
 from utils.files import atomic_write, names_and_sizes
 from utils.log import progress, say
+from utils.run_files import CONFIG
 
 
 def prepare_source(
@@ -110,7 +111,7 @@ def _kept(path: Path, origin: str, make: Callable[[], np.ndarray], *, resumed: b
     if resumed and made_from not in (origin, None):
         raise ConfigError(
             f"{path} holds the {_spoken(path)} of the interrupted run: {made_from}; this configuration asks for "
-            f"{origin}; continue with the settings in {path.with_name('config.toml')}, or start in another "
+            f"{origin}; continue with the settings in {path.with_name(CONFIG)}, or start in another "
             "--snapshot-dir"
         )
     if made_from != origin:

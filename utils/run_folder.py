@@ -1,7 +1,7 @@
 """What the folder of a run says: settings, scores, logs. Reads files only; nothing is computed.
 
-A run is `config.toml` and `log.jsonl`; `manifest.json` is there once it has ended, `confusion.json` once it has been
-validated, `selection.json` once `python -m utils.choose` has chosen a checkpoint.
+A run is its configuration and its log; the manifest is there once it has ended, confusions once it has been validated,
+a selection once `python -m utils.choose` has chosen a checkpoint.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ import numpy as np
 
 from utils.config import Config, ConfigError, Stage, build_config, read_config
 from utils.metrics import Counts, Scores, iou_array
+from utils.run_files import CONFIG, CONFUSION, LOG, MANIFEST, SELECTION
 
 Series = list[tuple[int, float]]
 """(update, value) pairs."""
 
-CONFUSION = "confusion.json"
-SELECTION = "selection.json"
 SECTIONS = ("step1", "step2")
 
 
@@ -98,18 +97,18 @@ class RunRecord:
 
 def read_run(folder: Path, *, label: str = "") -> RunRecord:
     """Read a run's folder. Raises ConfigError where it is none, or one of its files is damaged."""
-    path = folder / "config.toml"
+    path = folder / CONFIG
     if not path.is_file():
-        raise ConfigError(f"{folder} is not the folder of a run: there is no config.toml in it")
+        raise ConfigError(f"{folder} is not the folder of a run: there is no {CONFIG} in it")
     config = build_config(read_config(path), where=str(path))
-    manifest = read_json(folder / "manifest.json")
+    manifest = read_json(folder / MANIFEST)
     return RunRecord(
         folder=folder,
         label=label or folder.name,
         config=config,
         config_text=path.read_text(encoding="utf-8"),
         section=_section(folder, config, manifest),
-        log=_lines(folder / "log.jsonl"),
+        log=_lines(folder / LOG),
         manifest=manifest,
         confusion_file=read_json(folder / CONFUSION),
         selection=read_json(folder / SELECTION),

@@ -45,7 +45,8 @@ from utils.notes import say_frozen_notes, say_notes
 from utils.prepared import prepare_source
 from utils.report.write import report_at_end
 from utils.resume import changes, refusals
-from utils.run_folder import CONFUSION, last_confusion, read_json
+from utils.run_files import CONFIG, CONFUSION, MANIFEST, THRESHOLDS
+from utils.run_folder import last_confusion, read_json
 from utils.runtime import compile_network, peak_memory_mb, pick_device, seed_everything, tune_kernels
 from utils.snapshots import disk_use, drop_old
 from utils.tables import format_table
@@ -57,18 +58,19 @@ NEXT = {"step1": ("Generate_Pseudo_Label.py", "pseudo_label"), "step2": ("evalua
 def run_stage(config: Config, options: Options, section: str) -> dict[str, Any]:
     """Train `[step1]` or `[step2]`, alone in the run's folder; returns the summary of the run, which --json writes,
     too."""
-    folder = getattr(config, section).snapshot_dir
+    stage: Stage = getattr(config, section)
+    folder, classes = stage.snapshot_dir, datasets.class_table(config, options.arguments)
+    datasets.keep_out_of_data(config, classes, [Path(folder)], split=stage.split)
     with only_one(folder, "wait for its end, or choose another --snapshot-dir"):
-        return _train(config, options, section)
+        return _train(config, options, section, classes)
 
 
-def _train(config: Config, options: Options, section: str) -> dict[str, Any]:
+def _train(config: Config, options: Options, section: str, classes: ClassTable) -> dict[str, Any]:
     stage: Stage = getattr(config, section)
     _say_before(config, options, section)
     _check_folder(stage, options)
     device = pick_device(config.run.device)
 
-    classes = datasets.class_table(config, options.arguments)
     with quick_check.full_report_named(options, section):
         source, target = datasets.training_sets(config, stage, classes)
         validation = datasets.validation_loader(config, classes)
@@ -215,8 +217,8 @@ class TrainingRun:
         except (RuntimeError, KeyError, ValueError) as error:
             reason = first_line(str(error))
             raise CheckpointError(
-                f"{self.folder / 'last.pt'} does not fit this configuration ({reason}); continue with the settings in "
-                f"{self.folder / 'config.toml'}, or start in another --snapshot-dir"
+                f"{self.folder / LAST} does not fit this configuration ({reason}); continue with the settings in "
+                f"{self.folder / CONFIG}, or start in another --snapshot-dir"
             ) from None
         meta = saved["meta"]
         self.scores = meta.get("scores", {})
@@ -293,7 +295,7 @@ class TrainingRun:
             "seconds": time.monotonic() - self.began,  # over every interruption
             "peak_memory_mb": peak_memory_mb(device),
         }
-        write_manifest(self.folder / "manifest.json", {"inputs": self.inputs, "result": summary}, device=device)
+        write_manifest(self.folder / MANIFEST, {"inputs": self.inputs, "result": summary}, device=device)
         if last:
             names = self.classes.names
             say(format_table(names, iou_array(names, last["iou"]), self.classes.subsets))
@@ -338,11 +340,11 @@ class TrainingRun:
     def _to_go_on(self) -> str:
         """The command that resumes this run."""
         script = f"train_{self.section}.py"
-        return shlex.join(["python", script, "--config", str(self.folder / "config.toml"), "--continue-train"])
+        return shlex.join(["python", script, "--config", str(self.folder / CONFIG), "--continue-train"])
 
     def _write_config(self) -> None:
         """Everything resolved, in a form that --config takes."""
-        with atomic_write(self.folder / "config.toml") as temporary:
+        with atomic_write(self.folder / CONFIG) as temporary:
             temporary.write_bytes(tomli_w.dumps(self.config.to_dict()).encode())
 
     def _validate(self) -> None:
@@ -422,9 +424,9 @@ def _check_folder(stage: Stage, options: Options) -> None:
     another = "choose another --snapshot-dir, or remove the folder"
     if (folder / LAST).exists():
         raise ConfigError(f"{folder} already holds a run: add --continue-train to go on with it, {another}")
-    if any((folder / name).exists() for name in (PREVIOUS, "manifest.json")):
+    if any((folder / name).exists() for name in (PREVIOUS, MANIFEST)):
         raise ConfigError(f"{folder} holds what a run left, without the {LAST} to go on from: {another}")
-    if options.config_path and Path(options.config_path).resolve() == (folder / "config.toml").resolve():
+    if options.config_path and Path(options.config_path).resolve() == (folder / CONFIG).resolve():
         raise ConfigError(
             f"--config {options.config_path} would be overwritten by this run's own; choose another --snapshot-dir"
         )
@@ -442,7 +444,7 @@ def _pseudo_labels(stage: Stage) -> dict[str, Any] | None:
     """What the pseudo labels were made with, None where none are read; empty where their folder does not say."""
     if not datasets.wants_pseudo_labels(stage):
         return None
-    record = read_json(Path(stage.pseudo_labels) / "thresholds.json")
+    record = read_json(Path(stage.pseudo_labels) / THRESHOLDS)
     return {key: record[key] for key in ("restore_from", "sha256")} if "sha256" in record else {}
 
 
@@ -451,7 +453,7 @@ def _origin_lines(stage: Stage, made_with: dict[str, Any] | None, report: Report
     if made_with is None:
         return
     if not made_with:
-        yield f"note: {stage.pseudo_labels} has no thresholds.json, so what made these pseudo labels is not known"
+        yield f"note: {stage.pseudo_labels} has no {THRESHOLDS}, so what made these pseudo labels is not known"
         return
     digest = made_with["sha256"][:12]
     yield f"pseudo labels: {stage.pseudo_labels}, of {made_with['restore_from']}, sha256 {digest}"

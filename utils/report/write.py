@@ -23,6 +23,7 @@ from utils.mistakes import MISTAKES
 from utils.report import compare, page
 from utils.report.data import Classes, Gallery, Look, Missing, PseudoScores, Report
 from utils.report.images import confidence_map, label_map, photograph
+from utils.run_files import CONFIG, THRESHOLDS
 from utils.run_folder import RunRecord, labels, read_json, read_run, read_runs
 
 PAGE = "report.html"
@@ -166,7 +167,7 @@ def _scored(run: RunRecord, given: PseudoLabels | Missing) -> PseudoScores | Mis
         return Missing(
             "The target's training images have no truth here, so nobody knows how good the pseudo labels are."
         )
-    thresholds = read_json(Path(run.stage.pseudo_labels) / "thresholds.json").get("classes", {})
+    thresholds = read_json(Path(run.stage.pseudo_labels) / THRESHOLDS).get("classes", {})
     return PseudoScores(
         images=len(given.given),
         confusion=given.confusion,
@@ -246,10 +247,7 @@ def _compare(runs: Sequence[RunRecord], gaze: Gaze, path: Path, command: str) ->
 def _started_from(run: RunRecord) -> RunRecord | None:
     """The run whose weights a run started from, if it still stands in its folder and has the same classes."""
     folder = Path(run.stage.restore_from)
-    if (
-        not (run.stage.restore_from and (folder / "config.toml").is_file())
-        or folder.absolute() == run.folder.absolute()
-    ):
+    if not (run.stage.restore_from and (folder / CONFIG).is_file()) or folder.absolute() == run.folder.absolute():
         return None
     parent = read_run(folder, label=labels([folder, run.folder])[0])
     return parent if _class_names(parent) == _class_names(run) else None
