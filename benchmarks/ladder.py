@@ -23,6 +23,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -39,7 +40,9 @@ from benchmarks.ladder_report import chart, markdown
 from benchmarks.ladder_scores import Outcome, metric_named, rank_correlation, summarize
 from benchmarks.origin import command_line, made_with, module_command, union
 from benchmarks.rungs import BY_NAME, RUNGS, Rung
-from utils.config import ConfigError, Parser, nearest
+from dataset.corpora import DataError
+from utils import datasets
+from utils.config import ConfigError, Parser, build_config, nearest
 from utils.files import atomic_write
 from utils.flags import assignment, at_least_one
 from utils.interrupts import exit_code
@@ -72,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.list:
         ladder.list()
         return
+    if not arguments.report_only:
+        ladder.check_before_hours()
     failed = [] if arguments.report_only else Runner(ladder, at_once=arguments.jobs).run()
     written = ladder.write()
     if written != ladder.json:
@@ -195,6 +200,22 @@ class Ladder:
                 "--rungs and --seeds with them in, or --results elsewhere, keep them"
             )
         say(f"known from {file}: {len(found)} of {len(planned)} results")
+
+    def check_before_hours(self) -> None:
+        """Raise what would end the ladder after its first trainings: results that cannot be written, and labels that a
+        rung learns from and nobody has."""
+        self.results.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.results):
+            pass
+        left = [(rung, last) for rung, _, last in self.climbs if last not in self.known and not last.finished]
+        for rung, last in {rung.target_labels: (rung, last) for rung, last in left}.values():
+            config = build_config(last.settings, where=str(self.recipe.path))
+            labelled = datasets.corpus(config, "source", datasets.class_table(config))
+            try:
+                labelled.samples("train", labelled=True)
+            except DataError as error:
+                others = "; it learns from the target's labels, name the other --rungs" if rung.target_labels else ""
+                raise DataError(f"{rung.name}: {error}{others}") from None
 
     @property
     def json(self) -> Path:
@@ -344,8 +365,10 @@ class Runner:
         if good and final:
             good = self._call(job, ["-m", "utils.choose", str(job.folder)])
         minutes = (time.monotonic() - began) / 60
-        how = "done" if good else "interrupted" if self.ended else f"FAILED, see {job.log_file}"
+        how = "done" if good else "interrupted" if self.ended else "FAILED"
         say(f"{job.key}: {how} after {minutes:.1f} min")
+        if how == "FAILED":
+            say(f"  {_last_words(job.log_file)}; the whole log: {job.log_file}")
         return good
 
     def _call(self, job: Job, words: Sequence[str]) -> bool:
@@ -372,6 +395,12 @@ class Runner:
         with self.lock:
             for process in self.running.values():
                 process.send_signal(signal.SIGTERM)
+
+
+def _last_words(log_file: Path) -> str:
+    """The last line of a log, which is the script's mistake or the end of its traceback."""
+    lines = log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1].removeprefix("error: ") if lines else "nothing was said"
 
 
 @contextlib.contextmanager

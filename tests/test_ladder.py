@@ -25,9 +25,11 @@ from benchmarks.ladder_plan import Job, Recipe, plan, unique
 from benchmarks.ladder_report import chart, markdown
 from benchmarks.ladder_scores import Outcome, gap_closed, paired, rank_correlation, spread, summarize
 from benchmarks.rungs import BY_NAME, RUNGS
+from dataset.corpora import DataError
 from tests.conftest import Script
 from tests.worlds import own_settings, write_own, write_settings
 from utils.config import Config, ConfigError, build_config, read_config
+from utils.mistakes import MISTAKES
 from utils.report.markup import NONE
 from utils.selection import CRITERIA, CRITERION
 
@@ -544,6 +546,26 @@ def test_what_needs_a_run_that_failed_is_left_out_and_said(tiny: Path, monkeypat
     left_out = [line.split("/")[-1].split("-")[0] for line in said if line.startswith("left out")]
     assert left_out == ["pseudo_label", "step2"]
     assert not json.loads(Path("results/ladder_tiny.json").read_text())["complete"]
+
+
+def test_a_run_that_failed_says_why(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        ladder.main([str(tiny), "--rungs", "source_only", "--override", "step1.restore_from=nowhere.pth"])
+    said = capsys.readouterr().out
+    assert ": FAILED after" in said
+    assert "  nowhere.pth: neither a weights file nor the folder of a run" in said
+
+
+def test_what_would_end_a_ladder_after_hours_is_said_before(tiny: Path, calls: list[list[str]], tmp_path: Path) -> None:
+    for label in (tmp_path / "labels").glob("t*.png"):
+        label.unlink()
+    with pytest.raises(DataError, match=r"oracle: .*learns from the target's labels") as mistake:
+        ladder.main([str(tiny), "--rungs", "source_only,oracle"])
+    assert "\n" not in str(mistake.value)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(tuple(MISTAKES)):
+        ladder.main([str(tiny), "--rungs", "source_only", "--results", "file/results"])
+    assert calls == []
 
 
 def test_the_list_runs_nothing(tiny: Path, calls: list[list[str]], capsys: pytest.CaptureFixture[str]) -> None:
