@@ -72,6 +72,8 @@ class BAFFT(nn.Module):
     """Segmentation network, output-space discriminator, source banks and AIM's weights."""
 
     fixed: Tensor
+    filtered: Tensor
+    """(2, C): at the last observation, how many source regions of each class entered the banks, of how many."""
 
     def __init__(
         self,
@@ -99,6 +101,7 @@ class BAFFT(nn.Module):
         self.stuff_bank = PrototypeBank(categories=self.stuff, slots=alignment.slots_stuff, dim=dim)
         self.thing_bank = PrototypeBank(categories=self.things, slots=alignment.slots_thing, dim=dim)
         self.adaptive = aim.AdaptiveWeights(num_classes=network.num_classes)
+        self.register_buffer("filtered", torch.zeros(2, network.num_classes), persistent=False)
         if alignment.aim == "fixed":
             self.register_buffer("fixed", aim.fixed_weights(alignment.aim_weights, num_classes=network.num_classes))
 
@@ -154,7 +157,10 @@ class BAFFT(nn.Module):
         for bank, rows in ((self.stuff_bank, regions.stuff), (self.thing_bank, regions.instances)):
             bank.insert(vectors[rows], regions.category[rows], accepted=accepted[rows], crowd=regions.crowd)
         candidates = slice(0, regions.instances.stop)
-        return accepted[candidates].sum() / max(regions.instances.stop, 1)
+        category, entered = regions.category[candidates], accepted[candidates].float()
+        both = torch.stack([entered, torch.ones_like(entered)])
+        self.filtered = torch.zeros_like(self.filtered).index_add(1, category, both)
+        return entered.sum() / max(regions.instances.stop, 1)
 
     def _describe(self, features: Tensor, regions: Regions) -> TargetRegions:
         """What `describe_target` does, once the regions are known."""
@@ -170,6 +176,12 @@ class BAFFT(nn.Module):
         return TargetRegions(regions, vectors, distance, valid, len(features))
 
     # -- target --------------------------------------------------------------------------------------------------------
+
+    @property
+    def acceptance(self) -> Tensor:
+        """(C,) share of each class's source regions that entered its bank at the last observation; NaN without any."""
+        entered, seen = self.filtered
+        return entered / seen
 
     @torch.no_grad()
     def observe_target(self, target: TargetRegions) -> None:

@@ -76,6 +76,23 @@ def test_source_banks(seed):
                 torch.testing.assert_close(bank.prototypes[row, turn % slots], inserts[turn].float())
 
 
+@seeded
+def test_acceptance_is_told_by_class(seed):
+    world = World(seed)
+    verdicts: dict[int, list[bool]] = {category: [] for category in range(NUM_CLASSES)}
+    insert = world.reference._insert
+
+    def recorded(vector: Tensor, category: int) -> bool:
+        verdicts[category].append(insert(vector, category))
+        return verdicts[category][-1]
+
+    world.reference._insert = recorded  # type: ignore[assignment, method-assign]
+    assert world.method.acceptance.isnan().all()
+    world.observe(1)
+    expected = [sum(of) / len(of) if of else torch.nan for of in verdicts.values()]
+    torch.testing.assert_close(world.method.acceptance, torch.tensor(expected), equal_nan=True)
+
+
 @pytest.mark.parametrize(("predicted", "mean_of", "enters"), [(0, 0, True), (1, 0, False), (0, 1, False)])
 def test_a_source_region_enters_if_prediction_and_pooled_classifier_agree(predicted, mean_of, enters):
     world = World(0)

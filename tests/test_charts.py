@@ -180,6 +180,15 @@ def test_a_strip_ends_with_its_last_number() -> None:
     assert [one.text for one in elements(drawn, "text", "value")] == ["1.00"]
 
 
+def test_rows_of_strips_share_their_time() -> None:
+    """A class that was seen late has its cells late."""
+    rows = {"always": [(step, 1.0) for step in range(20)], "late": [(step, 1.0) for step in range(15, 20)], "never": []}
+    drawn = StripChart("s", rows, str, lambda v: v, cells=4).draw()
+    cells = elements(drawn, "rect", "plus")
+    assert len(cells) == 4 + 1
+    assert cells[4].get("x") == cells[3].get("x")
+
+
 def test_a_map_shows_source_as_circles_and_target_as_triangles() -> None:
     source = Cloud(np.array([[0.0, 0.0], [1.0, 1.0]]), np.array([0, 1]), np.array([[0.0, 0.0], [1.0, 1.0]]))
     target = Cloud(np.array([[9.0, 0.0]]), np.array([0]), np.array([[9.0, 0.0], [np.nan, np.nan]]))

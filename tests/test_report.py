@@ -265,8 +265,23 @@ def test_the_page_tells_what_was_run(world: World) -> None:
     manifest = read(world.adapted / "manifest.json")
     for text in (manifest["command"], manifest["packages"]["torch"], 'snapshot_dir = "', "chosen on target labels"):
         assert text in page.words
-    assert "above 1: more than the average class" in page.words  # what the hues of AIM's strips mean
+    assert "No weights of AIM yet" in page.words
+    assert "Share of each class's source regions that enter its bank" in page.words
     assert "base" in [cell for cell, _ in page.tables["Scores"][0]]  # compared with the run that it started from
+
+
+def test_weights_of_aim_are_shown_from_when_a_class_was_seen(world: World, tmp_path: Path, script: Script) -> None:
+    run = copied(world.adapted, tmp_path / "run")
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert {row["aim/car"] for row in rows if "aim/car" in row} == {None}  # four updates fill no bank of things
+    assert all(0 <= row["accepted/road"] <= 1 for row in rows if row.get("accepted/road") is not None)
+    rows[-1]["aim/car"] = 1.25
+    (run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, _, errors = script("utils.report", str(run), "--images", "1")
+    assert code == 0, errors
+    words = Page(run / "report.html").words
+    assert "above 1: more than the average class" in words  # what the hues of the strips mean
+    assert "No weights of AIM" not in words
 
 
 def test_the_map_of_features_has_the_colours_of_its_marks(world: World) -> None:

@@ -6,6 +6,7 @@ A stage is data: the two differ in weights, modes and where the target's labels 
 from __future__ import annotations
 
 import contextlib
+import math
 import shlex
 import signal
 import time
@@ -392,14 +393,14 @@ class TrainingRun:
         write_weights(self.folder / f"{stem}_D.pth", method.discriminator.state_dict(), {"step": self.state.step})
 
     def _memory(self) -> dict[str, float]:
-        """Bank fill and AIM's weight per class."""
+        """Bank fill, the filter's acceptance in the last batch and AIM's weight per class; NaN where there was none."""
         method, names = self.state.method, self.classes.names
-        values = {}
+        values = {f"accepted/{name}": share for name, share in zip(names, method.acceptance.tolist(), strict=True)}
         for bank in (method.stuff_bank, method.thing_bank):
             for category, fill in zip(bank.categories, bank.fill.tolist(), strict=True):
                 values[f"bank/{names[category]}"] = fill
         if self.stage.aim == "adaptive":
-            eta = method.adaptive().tolist()
+            eta = method.adaptive().masked_fill(~method.adaptive.seen, math.nan).tolist()
             values |= {f"aim/{names[category]}": eta[category] for category in self.classes.things}
         return values
 

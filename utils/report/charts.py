@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -291,7 +292,8 @@ class StripChart:
         left = max(map(len, self.rows), default=0) * _CHARACTER + 14
         steps = [step for series in self.rows.values() for step, _ in series]
         height = 20 * len(self.rows) + 24
-        strips = [self._strip(index, name, left) for index, name in enumerate(self.rows)]
+        places = self._places
+        strips = [self._strip(index, name, left, places) for index, name in enumerate(self.rows)]
         bottom = height - 8
         ends = join(
             _text(left, bottom, f"update {min(steps, default=0):g}"),
@@ -300,13 +302,23 @@ class StripChart:
         drawn = _scrolled(self.width, height, strips, ends, label=self.title)
         return tag("figure", tag("figcaption", self.title), drawn, _hues(self.key), class_="strips")
 
-    def _strip(self, index: int, name: str, left: float) -> Html:
-        points = thinned(self.rows[name], self.cells)
+    @property
+    def _places(self) -> dict[float, int]:
+        """Which cell each update belongs to: those of all rows, in at most `cells` groups of equally many."""
+        steps = sorted({step for series in self.rows.values() for step, _ in series})
+        groups = np.array_split(np.array(steps), min(self.cells, max(1, len(steps))))
+        return {step: place for place, group in enumerate(groups) for step in group.tolist()}
+
+    def _strip(self, index: int, name: str, left: float, places: Mapping[float, int]) -> Html:
+        """A cell is the mean of its updates' values, and none where there are none."""
         y = 20 * index
         label = _text(left - 6, y + 14, name, anchor="end")
-        if not points:
+        known = [(at, value) for at, value in self.rows[name] if math.isfinite(value)]
+        if not known:
             return label
-        step = (self.width - 52 - left) / len(points)
+        groups = {place: np.array(list(part)) for place, part in groupby(known, lambda point: places[point[0]])}
+        points = [(place, *part.mean(axis=0).tolist()) for place, part in groups.items()]
+        step = (self.width - 52 - left) / (1 + max(places.values()))
         cells = [
             tag(
                 "rect",
@@ -318,10 +330,10 @@ class StripChart:
                 class_="minus" if self.strength(value) < 0 else "plus",
                 fill_opacity=f"{min(1.0, abs(self.strength(value))):.3f}",
             )
-            for place, (at, value) in enumerate(points)
+            for place, at, value in points
         ]
         frame = tag("rect", x=f"{left:.1f}", y=y + 1, width=f"{self.width - 52 - left:.1f}", height=18, class_="frame")
-        last = self.rows[name][-1][1]
+        last = known[-1][1]
         return join(label, cells, frame, _text(self.width - 46, y + 14, self.text(last), class_="label value"))
 
 

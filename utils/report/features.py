@@ -197,8 +197,10 @@ def _divergence_curves(run: RunRecord) -> Html:
 def memory(report: Report) -> Html:
     """Bank fill, what the filter lets in, and AIM's weights over time."""
     run, names = report.run, report.classes.names
-    banks = {name: series for name in names if (series := run.series(f"bank/{name}"))}
-    weights = {name: series for name in names if (series := run.series(f"aim/{name}"))}
+    banks, weights, accepted = (
+        {name: series for name in names if (series := run.series(f"{key}/{name}"))}
+        for key in ("bank", "aim", "accepted")
+    )
     charts: list[Html] = []
     if not banks:
         return missing("Nothing was logged yet of banks and AIM's weights.")
@@ -211,11 +213,16 @@ def memory(report: Report) -> Html:
     if weights:
         key = Hues("above 1: more than the average class", "below 1: less")
         charts.append(StripChart("AIM's weight of each thing class", weights, _weight, _weight_strength, key).draw())
+    elif run.stage.aim == "adaptive":
+        charts.append(missing("No weights of AIM yet: no instance has met a full bank of its class."))
     else:
         charts.append(missing(f"No weights of AIM: the run has aim = {run.stage.aim!r}, only 'adaptive' has any."))
-    accepted = run.series("loss/accepted")
-    chart = LineChart("share of source regions that enter the banks", {run.label: accepted}, share=True)
-    return join(tag("div", charts, class_="wide"), tag("div", chart.draw(), class_="charts") if accepted else None)
+    if accepted:
+        title = "Share of each class's source regions that enter its bank, in percent"
+        charts.append(StripChart(title, accepted, _fraction, lambda value: value).draw())
+    overall = run.series("loss/accepted")
+    chart = LineChart("share of source regions that enter the banks", {run.label: overall}, share=True)
+    return join(tag("div", charts, class_="wide"), tag("div", chart.draw(), class_="charts") if overall else None)
 
 
 def _weight(value: float) -> str:
