@@ -382,6 +382,18 @@ def test_a_run_that_goes_on_shows_its_last_validation(world: World, tmp_path: Pa
     assert read(run / "report.json")["scores"]["last"]["iou"] == last["iou"]
 
 
+def test_without_validation_each_image_is_shown_once(world: World, tmp_path: Path, script: Script) -> None:
+    run = copied(world.adapted, tmp_path / "run")
+    config = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(config.replace('val_list = "val.txt"', 'val_list = ""'))
+    code, _, errors = script("utils.report", str(run), "--images", "2")
+    assert code == 0, errors
+    page = Page(run / "report.html")
+    assert "Target training images, with the pseudo labels" in page.words
+    assert "Target validation images" not in page.words
+    assert page.source.count("data:image/jpeg") == 4
+
+
 def test_images_and_pseudo_labels_that_are_gone_are_said(world: World, tmp_path: Path, script: Script) -> None:
     run = copied(world.adapted, tmp_path / "run")
     text = (run / "config.toml").read_text(encoding="utf-8")

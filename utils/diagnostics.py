@@ -21,6 +21,8 @@ from utils.metrics import Counts, Scores, mean, percent, row_percent
 
 Vectors = npt.NDArray[np.float32]
 
+AT_SNAPSHOTS = 8  # images of each domain that a training measures at every snapshot
+
 
 # ---- distances ----
 

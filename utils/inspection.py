@@ -24,7 +24,7 @@ from model.deeplab import SegmentationNetwork, SegOutput
 from model.regions import partition, pool, to_grid
 from utils import datasets, networks
 from utils.config import Config, Stage
-from utils.diagnostics import Divergence, RegionSet, coverage
+from utils.diagnostics import AT_SNAPSHOTS, Divergence, RegionSet, coverage
 from utils.evaluation import labels_and_confidence
 from utils.inference import output_of
 from utils.metrics import ConfusionMatrix
@@ -187,8 +187,6 @@ def pseudo_labels(config: Config, stage: Stage, classes: ClassTable, *, most: in
 
 
 # ---- during a training ----
-
-AT_SNAPSHOTS = 8  # images of each domain
 
 
 class Diagnosis(NamedTuple):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.diagnostics import Divergence, Plane
+from utils.diagnostics import AT_SNAPSHOTS, Divergence, Plane
 from utils.metrics import Scores
 from utils.report.charts import Cloud, Hues, LineChart, MatrixChart, PointMap, StripChart
 from utils.report.data import Classes, Look, Missing, Report
@@ -188,7 +188,8 @@ def _divergence_curves(run: RunRecord) -> Html:
         return missing("Over the updates they are not known: the run was trained without [run] diagnostics = true.")
     titles = {key: SUMMARY[key.removeprefix("divergence/")][0] for key in keys}
     charts = [LineChart(title, {run.label: run.series(key)}).draw() for key, title in titles.items()]
-    return join(tag("h3", "Over the updates"), tag("div", charts, class_="charts"))
+    note = f"Of {AT_SNAPSHOTS} images of each domain, or all where there are fewer: not those of the tables above."
+    return join(tag("h3", "Over the updates"), tag("p", note, class_="note"), tag("div", charts, class_="charts"))
 
 
 # ---- memory ----

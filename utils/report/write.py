@@ -179,20 +179,21 @@ def _scored(run: RunRecord, given: PseudoLabels | Missing) -> PseudoScores | Mis
 
 
 def _galleries(run: RunRecord, baseline: RunRecord | None, gaze: Gaze) -> list[Gallery] | Missing:
-    """Examples of target validation, and of target training where there are pseudo labels."""
+    """Examples of target validation, and of target training where there are pseudo labels or no validation."""
     after = gaze.at(run)
     if isinstance(after, Missing):
         return after
     before = gaze.at(baseline) if baseline else None
     seen = {baseline.label: before} if baseline and isinstance(before, Seen) else {}
     networks = {**seen, run.label: after}
-    where = "validation" if isinstance(gaze.shown, Shown) and gaze.shown.domains.labelled else "training"
-    galleries = [_gallery(f"Target {where} images", {name: one.validation for name, one in networks.items()}, gaze)]
+    validation = {name: one.validation for name, one in networks.items()}
+    validated = isinstance(gaze.shown, Shown) and gaze.shown.domains.labelled
     given = _pseudo_labels(run, gaze.classes, EXAMPLES)
+    galleries = [_gallery("Target validation images", validation, gaze)] if validated else []
     if isinstance(given, PseudoLabels) and _names(given.given) == [view.name for view in after.training]:
-        views = {name: one.training for name, one in networks.items()}
-        galleries.append(_gallery("Target training images, with the pseudo labels", views, gaze, given))
-    return galleries
+        training = {name: one.training for name, one in networks.items()}
+        galleries.append(_gallery("Target training images, with the pseudo labels", training, gaze, given))
+    return galleries or [_gallery("Target training images", validation, gaze)]
 
 
 def _names(dataset: SegmentationDataset) -> list[str]:
