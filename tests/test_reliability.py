@@ -265,7 +265,9 @@ def test_a_run_that_failed_in_its_first_snapshot_begins_again(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("utils.stage.save_last", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space")))
+        patched.setattr(
+            "utils.training_run.save_last", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space"))
+        )
         with pytest.raises(OSError, match="No space"):
             train(world, tmp_path / "run")
     assert (tmp_path / "run" / "source_1.pth").exists()

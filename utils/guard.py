@@ -32,10 +32,11 @@ class Guard:
     folder: Path
     state: TrainState
     batches_from: Callable[..., Iterator[Sequence[Pair]]]
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
+    counts: dict[str, int] = field(default_factory=dict)
     saved_step: int = 0
 
     def __post_init__(self) -> None:
+        self.counts = dict.fromkeys(COUNTS, 0) | self.counts
         self._watch = Watch(self.state.device, scaled=self.state.scaler.is_enabled())
         self._in_a_row = 0
 

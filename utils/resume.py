@@ -1,14 +1,63 @@
-"""Whether an interrupted run may go on under a configuration: what differs is said, what would spoil it is refused."""
+"""An interrupted run goes on: what differs in its configuration is said, what would spoil it is refused."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from model.weight_files import first_line
+from utils.checkpoint import LAST, CheckpointError, load_last
+from utils.config import completed
+from utils.log import say
 from utils.networks import HUBS
+from utils.run_files import CONFIG
+from utils.training import Training
 
 FILES = "sha256_of_names_and_sizes"
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far a run has come, but for its state.
+
+    scores: of the last validation; seconds: until it was interrupted; lines: of the log as the state was saved that is
+    resumed; snapshot_step: the update after which the last snapshot was taken; counts: what was skipped.
+    """
+
+    scores: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    lines: int | None = None
+    snapshot_step: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def resumed(training: Training) -> tuple[Training, Progress]:
+    """The run as `last.pt` has it, its state loaded in place, and how far it had come. Raises CheckpointError when that
+    is of another network, class table, bank size, or of other images."""
+    folder, saved = training.folder, load_last(training.folder)
+    try:
+        for reason in refusals(saved, training.meta, training.inputs):
+            raise ValueError(reason)
+        training.state.load_state_dict(saved)
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / LAST} does not fit this configuration ({first_line(str(error))}); continue with the "
+            f"settings in {folder / CONFIG}, or start in another --snapshot-dir"
+        ) from None
+    meta, step = saved["meta"], training.state.step
+    for change in changes(completed(meta["config"]), training.config.to_dict()):
+        say(f"note: differs from the interrupted run: {change}")
+    say(f"continuing {folder} after {step} updates")
+    progress = Progress(
+        scores=meta.get("scores", {}),
+        seconds=meta["seconds"],
+        lines=meta.get("lines"),
+        snapshot_step=meta.get("snapshot_step", step),
+        counts=meta.get("counts", {}),
+    )
+    return replace(training, inputs={**training.inputs, "weights": meta["initial_weights"]}), progress
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
