@@ -276,10 +276,10 @@ def test_a_training_that_is_asked_to_end_saves_what_it_has(world: Path, monkeypa
     train(world, "--snapshot-dir", "whole", "--save", "a")
     update = cyclegan.TranslatorRun.update
 
-    def interrupted(run: cyclegan.TranslatorRun, *arguments: Any) -> None:
+    def interrupted(run: cyclegan.TranslatorRun, *arguments: Any) -> str:
         if run.state.step == 3:
             run.request.take(signal.SIGTERM, None)
-        update(run, *arguments)
+        return update(run, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(cyclegan.TranslatorRun, "update", interrupted)

@@ -148,9 +148,14 @@ class CycleGANSettings:
     lambda_identity: float = 5.0
     lambda_semantic: float = 1.0
 
+    @property
+    def last_step(self) -> int:
+        """The update after which the training ends."""
+        return self.num_steps
+
     def saves_after(self, step: int) -> bool:
         """Whether a snapshot follows update number `step`."""
-        return step % self.save_every == 0 or step == self.num_steps
+        return step % self.save_every == 0 or step == self.last_step
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,15 +28,15 @@ from model.weight_files import first_line
 from utils import datasets, networks, quick_check
 from utils.checkpoint import LAST, CheckpointError, load_last, require_keys, restore_rng, rng_state, save_last
 from utils.config import Config, ConfigError, CycleGANSettings, Stage
-from utils.engine import Losses, Pair, frozen, fuses, on_device
+from utils.engine import Losses, Pair, Rates, fit, frozen, fuses
 from utils.files import atomic_write, names_and_sizes
 from utils.flags import Options
 from utils.interrupts import Request, exit_code, postponed
 from utils.lock import only_one
-from utils.log import RunLog, plain, progress, say, write_manifest
+from utils.log import RunLog, plain, say, write_manifest
 from utils.nonfinite import NonFiniteError, is_finite
 from utils.run_files import CONFIG, MANIFEST
-from utils.runtime import autocast, loss_scaler, peak_memory_mb, pick_device, prefetch, seed_everything, tune_kernels
+from utils.runtime import autocast, loss_scaler, peak_memory_mb, pick_device, seed_everything, tune_kernels
 
 _CROPS = 2  # the stream of the draws of crops, beside those of the two domains' order
 
@@ -140,6 +140,27 @@ def crops(images: Tensor, size: tuple[int, int], rng: np.random.Generator, *, mi
         part = image[:, top : top + size[1], left : left + size[0]]
         parts.append(part.flip(-1) if mirror and flip < 0.5 else part)
     return torch.stack(parts)
+
+
+def update(
+    state: TranslatorState,
+    settings: CycleGANSettings,
+    batches: Sequence[Pair],
+    *,
+    seed: int,
+    segment: Segmenter | None,
+    precision: str,
+) -> tuple[Losses, Rates]:
+    """One update on random parts of a pair of batches, at the learning rate of its place in the training."""
+    ((source, target),) = batches
+    rate = learning_rate(settings, state.step)
+    for group in (*state.optimizer.param_groups, *state.optimizer_d.param_groups):
+        group["lr"] = rate
+    rng = np.random.default_rng([seed, _CROPS, state.step])
+    parts = [
+        to_unit(crops(batch.images, settings.crop, rng, mirror=settings.random_mirror)) for batch in (source, target)
+    ]
+    return train_step(state, settings, *parts, segment=segment, precision=precision), {"learning_rate": rate}
 
 
 def learning_rate(settings: CycleGANSettings, step: int) -> float:
@@ -291,32 +312,10 @@ def _train(
         run.began -= saved["meta"]["seconds"] if saved else 0.0
         with postponed() as run.request:
             batches = datasets.training_pairs(config, stage, source, target, start=state.step)
-            fit(run, batches, partial(train_step, state, settings, segment=segment, precision=precision))
+            learn = partial(update, state, settings, seed=config.run.seed, segment=segment, precision=precision)
+            fit(state, settings, batches, learn, on_update=run.update, on_snapshot=run.snapshot)
     run.finish({"source": len(source), "target": len(target), "segmenter": settings.segmenter})
     return state
-
-
-def fit(run: TranslatorRun, batches: Iterable[Sequence[Pair]], step: Callable[..., Losses]) -> None:
-    """Train from `run.state.step` to the last update; batches: one pair of source and target per update."""
-    state, settings, seed = run.state, run.config.cyclegan, run.config.run.seed
-    state.method.train()
-    moved = prefetch(batches, partial(on_device, device=state.device), state.device)
-    with progress(total=settings.num_steps, initial=state.step, description=settings.snapshot_dir) as bar:
-        for ((source, target),) in moved:
-            rate = learning_rate(settings, state.step)
-            for group in (*state.optimizer.param_groups, *state.optimizer_d.param_groups):
-                group["lr"] = rate
-            rng = np.random.default_rng([seed, _CROPS, state.step])
-            parts = [
-                to_unit(crops(batch.images, settings.crop, rng, mirror=settings.random_mirror))
-                for batch in (source, target)
-            ]
-            losses = step(*parts)
-            state.step += 1
-            run.update(losses, rate, (*source.names, *target.names))
-            bar.update()
-            if run.is_due():
-                run.snapshot()
 
 
 @dataclass(kw_only=True)
@@ -331,23 +330,24 @@ class TranslatorRun:
     began: float = field(default_factory=time.monotonic)
     losses: dict[str, float] = field(default_factory=dict)
 
-    def is_due(self) -> bool:
-        """Whether the state is saved now: at an interval, at the end, and before an interrupted process leaves."""
-        return self.config.cyclegan.saves_after(self.state.step) or bool(self.request.signal)
-
-    def update(self, losses: Losses, rate: float, names: Sequence[str]) -> None:
-        """Log an update now and then; stop at a loss that is no number, in any case before it is saved."""
+    def update(self, batches: Sequence[Pair], losses: Losses, rates: Rates) -> str:
+        """Log an update now and then; stop at a loss that is no number, in any case before it is saved. Save and end
+        the process where that was asked for."""
         step = self.state.step
-        logged = step % self.config.run.log_every == 0
-        if not (logged or self.is_due()):
-            return
+        logged, saved = step % self.config.run.log_every == 0, self.config.cyclegan.saves_after(step)
+        if not (logged or saved or self.request.signal):
+            return ""
         values = torch.stack(list(losses.values())).tolist()
         self.losses = {f"loss/{name}": value for name, value in zip(losses, values, strict=True)}
         broken = [name for name, value in self.losses.items() if not math.isfinite(value)]
         if broken:
-            raise NonFiniteError(f"{', '.join(broken)} not finite at update {step}, images {', '.join(names)}")
+            images = ", ".join(name for pair in batches for side in pair for name in side.names)
+            raise NonFiniteError(f"{', '.join(broken)} not finite at update {step}, images {images}")
         if logged:
-            self.log.scalars(step, self.losses | {"learning_rate": rate})
+            self.log.scalars(step, self.losses | rates)
+        if self.request.signal and not saved:
+            self.snapshot()
+        return ""
 
     def snapshot(self) -> None:
         """Write the state to resume from; end the process if it was asked to. Raises NonFiniteError before weights are

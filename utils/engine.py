@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,7 @@ from utils.runtime import autocast, loss_scaler, prefetch
 from utils.strips import highest_at
 
 Losses = dict[str, Tensor]
+Rates = dict[str, float]
 Pair = tuple[Any, Any]
 """A source batch and a target batch; the latter is None in a run that never looks at the target."""
 
@@ -423,7 +424,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def set_learning_rates(state: TrainState, stage: Stage) -> dict[str, float]:
+def set_learning_rates(state: TrainState, stage: Stage) -> Rates:
     """Both rates follow base * (1 - it/num_steps)^power (spec 1); returns the backbone's and the discriminator's."""
     decay = (1 - state.step / stage.num_steps) ** stage.power
     for group in state.optimizer.param_groups:
@@ -433,29 +434,63 @@ def set_learning_rates(state: TrainState, stage: Stage) -> dict[str, float]:
     return {"learning_rate": stage.learning_rate * decay, "learning_rate_D": stage.learning_rate_d * decay}
 
 
+def update(state: TrainState, recipe: Recipe, stage: Stage, batches: Sequence[Pair]) -> tuple[Losses, Rates]:
+    """One update of either stage, at the learning rates of its place in it."""
+    rates = set_learning_rates(state, stage)
+    return train_step(state, recipe, batches), rates
+
+
+class Learner(Protocol):
+    """What is trained. step: the number of updates so far."""
+
+    step: int
+
+    @property
+    def method(self) -> nn.Module:
+        """All that has weights."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+
+
+class Schedule(Protocol):
+    """How long it is trained."""
+
+    @property
+    def last_step(self) -> int:
+        """The update after which the run ends."""
+
+    @property
+    def snapshot_dir(self) -> str:
+        """The run's folder."""
+
+    def saves_after(self, step: int) -> bool:
+        """Whether a snapshot follows update number `step`."""
+
+
 def fit(
-    state: TrainState,
-    recipe: Recipe,
-    stage: Stage,
+    learner: Learner,
+    schedule: Schedule,
     batches: Iterable[Sequence[Pair]],
+    learn: Callable[[Sequence[Pair]], tuple[Losses, Rates]],
     *,
-    on_update: Callable[[Sequence[Pair], Losses, dict[str, float]], str],
+    on_update: Callable[[Sequence[Pair], Losses, Rates], str],
     on_snapshot: Callable[[], None],
 ) -> None:
-    """Train from `state.step` to the stage's last step: the main loop of both stages.
+    """Train from the learner's step to the schedule's last: the main loop, of both stages and of the translator.
 
-    batches: one element per update. on_update gets every update's batches, losses and learning rates and returns what
-    the progress bar shows, or raises to end the run; on_snapshot is called every `save_pred_every` updates and after
-    the last.
+    batches: one element per update. learn: makes an update of it. on_update gets every update's batches, losses and
+    learning rates and returns what the progress bar shows, or raises to end the run; on_snapshot is called after the
+    updates that the schedule names.
     """
-    state.method.train()
-    moved = prefetch(batches, partial(on_device, device=state.device), state.device)
-    with progress(total=stage.last_step, initial=state.step, description=stage.snapshot_dir) as bar:
+    learner.method.train()
+    moved = prefetch(batches, partial(on_device, device=learner.device), learner.device)
+    with progress(total=schedule.last_step, initial=learner.step, description=schedule.snapshot_dir) as bar:
         for batch in moved:
-            rates = set_learning_rates(state, stage)
-            losses = train_step(state, recipe, batch)
-            state.step += 1
+            losses, rates = learn(batch)
+            learner.step += 1
             bar.set_postfix_str(on_update(batch, losses, rates), refresh=False)
             bar.update()
-            if stage.saves_after(state.step):
+            if schedule.saves_after(learner.step):
                 on_snapshot()

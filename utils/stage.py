@@ -18,7 +18,7 @@ from dataset.segmentation import SegmentationDataset
 from utils import datasets, networks, quick_check
 from utils.checkpoint import LAST, PREVIOUS, earlier_one
 from utils.config import Config, ConfigError, Stage
-from utils.engine import Recipe, TrainState, fit
+from utils.engine import Recipe, TrainState, fit, update
 from utils.files import atomic_write
 from utils.flags import PREDICTION, Options, next_command
 from utils.guard import Guard
@@ -91,9 +91,10 @@ def _train(config: Config, options: Options, section: str, classes: ClassTable) 
         with postponed() as run.request:
             if run.snapshot_is_due:
                 run.snapshot()
-            recipe, batches = Recipe.of(config, stage, normalize), batches_from(config, start=run.step)
+            batches = batches_from(config, start=run.step)
+            learn = partial(update, training.state, Recipe.of(config, stage, normalize), stage)
             with run.kept_after_bad_files():
-                fit(training.state, recipe, stage, batches, on_update=run.update, on_snapshot=run.snapshot)
+                fit(training.state, stage, batches, learn, on_update=run.update, on_snapshot=run.snapshot)
     summary = run.finish()
     if options.json:
         write_json(options.json, summary)

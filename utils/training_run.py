@@ -21,7 +21,7 @@ from utils import quick_check
 from utils.board import heatmap, pairs_text
 from utils.checkpoint import save_last
 from utils.diagnostics import changed_pairs
-from utils.engine import Losses, Pair
+from utils.engine import Losses, Pair, Rates
 from utils.guard import Guard
 from utils.inference import predict
 from utils.inspection import Diagnosis
@@ -67,7 +67,7 @@ class TrainingRun:
 
     # ---- what the main loop calls ----
 
-    def update(self, batches: Sequence[Pair], losses: Losses, rates: dict[str, float]) -> str:
+    def update(self, batches: Sequence[Pair], losses: Losses, rates: Rates) -> str:
         """Log an update now and then; end the run, its state saved, where that was asked for."""
         due = self._is_logged or self.training.stage.saves_after(self.step)
         self.guard.see(batches, losses, judge=due or bool(self.request.signal))
@@ -143,7 +143,7 @@ class TrainingRun:
     def _is_logged(self) -> bool:
         return self.step % self.training.config.run.log_every == 0
 
-    def _report(self, losses: Losses, rates: dict[str, float]) -> str:
+    def _report(self, losses: Losses, rates: Rates) -> str:
         """Log an update if it is one of those that are; what the progress bar shows."""
         values = {f"loss/{name}": value for name, value in _to_floats(losses).items()}
         if self._is_logged:
