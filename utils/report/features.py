@@ -219,8 +219,8 @@ def memory(report: Report) -> Html:
     else:
         charts.append(missing(f"No weights of AIM: the run has aim = {run.stage.aim!r}, only 'adaptive' has any."))
     if accepted:
-        title = "Share of each class's source regions that enter its bank, in percent"
-        charts.append(StripChart(title, accepted, _fraction, lambda value: value).draw())
+        title = "Share of each class's source regions that enter its bank, in percent; white: it had none"
+        charts.append(StripChart(title, accepted, _fraction, lambda value: 0.08 + 0.92 * value).draw())
     overall = run.series("loss/accepted")
     chart = LineChart("share of source regions that enter the banks", {run.label: overall}, share=True)
     return join(tag("div", charts, class_="wide"), tag("div", chart.draw(), class_="charts") if overall else None)
