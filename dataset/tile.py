@@ -48,6 +48,7 @@ from dataset.photographs import (
 )
 from dataset.pool import Mapper, processes
 from dataset.toml import DataError, shipped_table
+from utils.background import write_image
 from utils.config import ConfigError, Parser, nearest, read_config
 from utils.files import atomic_write, remove_temporaries
 
@@ -339,8 +340,8 @@ def _cut_tile(
     outcome.look(classes)
     train_ids = class_mask(classes, job.threshold, Path(pair[1].name))
     train_ids[missing] = IGNORE
-    _write(image_path, Image.fromarray(colours), ENCODINGS[job.tiles.image_suffix])
-    _write(label_path, _palette_image(train_ids), ENCODINGS[".png"])
+    _write(image_path, Image.fromarray(colours))
+    _write(label_path, _palette_image(train_ids))
     outcome.add(name, np.bincount(train_ids.ravel(), minlength=256))
 
 
@@ -366,10 +367,9 @@ def _palette_image(train_ids: np.ndarray) -> Image.Image:
     return image
 
 
-def _write(path: Path, image: Image.Image, encoding: Mapping[str, Any]) -> None:
+def _write(path: Path, image: Image.Image) -> None:
     try:
-        with atomic_write(path) as temporary:
-            image.save(temporary, **encoding)
+        write_image(path, image, ENCODINGS)
     except OSError as error:  # a full disk, for one
         reason = error.strerror or error
         raise DataError(f"{path}: cannot be written ({reason}); mend that and {AGAIN}") from None

@@ -101,6 +101,13 @@ def test_tensorboard_in_a_folder_of_its_own(tmp_path: Path) -> None:
     assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["log.jsonl"]
 
 
+def test_a_folder_of_tensorboard_below_a_dead_link_is_named(tmp_path: Path) -> None:
+    (tmp_path / "dead").symlink_to("nowhere")
+    with pytest.raises(FileExistsError) as error:
+        RunLog(tmp_path / "run", board_folder=tmp_path / "dead" / "board")
+    assert error.value.filename == str(tmp_path / "dead")
+
+
 def test_a_fresh_process_opens_tensorboard_without_a_warning(tmp_path: Path) -> None:
     code = f"from utils.log import RunLog\nwith RunLog({str(tmp_path)!r}) as run: run.scalars(1, {{'x': 1.0}})"
     root = Path(log.__file__).parents[1]

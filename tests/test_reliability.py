@@ -15,12 +15,15 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rasterio.windows import Window
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -34,7 +37,7 @@ from tests.test_engine import differences, state_of
 from tests.test_engine import train as train_stage
 from tests.worlds import own_settings, save_png, write_own, write_settings
 from utils import files, networks, quick_check
-from utils.background import write_png
+from utils.background import write_image, write_png
 from utils.checkpoint import LAST, PREVIOUS, CheckpointError, load_last, load_state, save_last, save_state
 from utils.config import ConfigError
 from utils.files import atomic_write
@@ -45,9 +48,12 @@ from utils.log import RunLog, write_json
 from utils.mistakes import MISTAKES
 from utils.nonfinite import MOST_IN_A_ROW, NonFiniteError, Watch
 from utils.outputs import unfinished
+from utils.products import TiffSheet
+from utils.pseudo_label import PredictionCache
 from utils.run_folder import read_run
 from utils.runtime import launch
 from utils.stage import run_stage
+from utils.video import written_film
 
 ROOT = Path(__file__).resolve().parents[1]
 BRIEF = {"num_steps": 2, "save_pred_every": 1, "batch_size": 1}
@@ -603,11 +609,32 @@ def full_disk() -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, handler)
 
 
+def film(path: Path) -> None:
+    """OpenCV says nothing of a frame that it could not write."""
+    with written_film(path, (64, 48), 25.0) as writer:
+        for _ in range(20):
+            writer.add(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+
+
+def sheet(path: Path) -> None:
+    """Nor does GDAL of what it writes as it closes a file."""
+    tiff = TiffSheet(path, (48, 64), None, {})
+    try:
+        tiff.add(slice(0, 48), np.zeros((48, 64), dtype=np.uint8))
+        tiff.close()
+    except OSError:
+        tiff.discard()
+        raise
+
+
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32), dtype=np.uint8))
 WRITES: dict[str, Callable[[Path], Any]] = {
     "state.pt": lambda path: save_state(path, {"x": torch.zeros(1000)}),
     "weights.pth": lambda path: write_weights(path, {"x": torch.zeros(1000)}, {}),
     "picture.png": lambda path: write_png(path, NOISE),
+    "picture.jpg": lambda path: write_image(path, NOISE),
+    "film.mp4": film,
+    "sheet.tif": sheet,
     "report.json": lambda path: write_json(path, list(range(1000))),
     "text.toml": lambda path: write_text(path),
 }
@@ -626,6 +653,41 @@ def test_a_full_disk_leaves_nothing_behind_and_names_the_file(tmp_path: Path, na
     assert error.value.filename == str(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_bytes() == b"old"
+
+
+def test_predictions_that_wait_on_a_full_disk_name_their_folder(tmp_path: Path) -> None:
+    cache = PredictionCache(tmp_path)
+    label = np.zeros((48, 64), dtype=np.uint8)
+    with full_disk(), pytest.raises(OSError, match="too large") as error:
+        cache.append("x", label, label.astype(np.uint16))
+    assert error.value.filename == str(tmp_path)
+    cache.close()
+
+
+def test_a_film_ends_as_soon_as_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames: list[int] = []
+
+    def record(path: Path) -> None:
+        with written_film(path, (64, 48), 25.0) as writer:
+            for index in range(20):
+                writer.add(np.zeros((48, 64, 3), dtype=np.uint8))
+                frames.append(index)
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with full_disk(), pytest.raises(OSError, match="too large"):
+        record(tmp_path / "film.mp4")
+    assert frames == []
+    record(tmp_path / "film.mp4")  # what a file system says of itself is not believed
+    assert cv2.VideoCapture(str(tmp_path / "film.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 20
+
+
+def test_a_tiff_that_lost_rows_is_no_product(tmp_path: Path) -> None:
+    tiff = TiffSheet(tmp_path / "x.tif", (48, 64), None, {})
+    tiff.add(slice(0, 48), np.ones((48, 64), dtype=np.uint8))
+    tiff._file.write(np.zeros((1, 8, 64), dtype=np.uint8), window=Window(0, 40, 64, 8))
+    with pytest.raises(OSError, match="does not hold what was written"):
+        tiff.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_log_on_a_full_disk_names_itself_and_can_be_gone_on_with(tmp_path: Path) -> None:
@@ -1129,11 +1191,18 @@ def test_images_of_one_name_in_two_folders_are_scored_but_not_written(
             "out: a folder is there",
         ),
         (PermissionError(errno.EACCES, "Permission denied", "run"), "run: Permission denied"),
+        (
+            FileExistsError(errno.EEXIST, "File exists", "dangling"),
+            "dangling: a link that leads nowhere is there, where",
+        ),
     ],
 )
 def test_places_where_nothing_can_be_written_are_named(
-    error: OSError, line: str, capsys: pytest.CaptureFixture[str]
+    error: OSError, line: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("dangling").symlink_to("nowhere")
+
     def main(_: object) -> None:
         raise error
 

@@ -6,6 +6,7 @@ waiting for a GPU.
 
 from __future__ import annotations
 
+import io
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,11 +23,12 @@ Result = TypeVar("Result")
 
 WRITERS = min(4, os.cpu_count() or 1)
 """Threads that write images while the network goes on."""
-_JPEG = {"quality": 95, "subsampling": 0}
+_JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
+_TIFF = {"format": "TIFF", "compression": "tiff_adobe_deflate"}
 ENCODINGS: Mapping[str, Mapping[str, Any]] = {  # how images are written, by suffix
-    ".png": {"compress_level": 3},  # a fifth larger than by default (6), written three times faster
-    ".tif": {"compression": "tiff_adobe_deflate"},
-    ".tiff": {"compression": "tiff_adobe_deflate"},
+    ".png": {"format": "PNG", "compress_level": 3},  # a fifth larger than by default (6), written three times faster
+    ".tif": _TIFF,
+    ".tiff": _TIFF,
     ".jpg": _JPEG,
     ".jpeg": _JPEG,
 }
@@ -57,11 +59,13 @@ def in_background(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def write_image(path: Path, image: Image.Image) -> None:
-    """Write an image as its suffix, one of `ENCODINGS`, says, whole or not at all. An OSError names the file."""
+def write_image(path: Path, image: Image.Image, encodings: Mapping[str, Mapping[str, Any]] = ENCODINGS) -> None:
+    """Write an image as its suffix, one of `encodings`, says, whole or not at all. An OSError names the file."""
+    buffer = io.BytesIO()  # Pillow's own encoders do not notice that a full disk took a part of what they wrote
+    image.save(buffer, **encodings[path.suffix.lower()])
     try:
         with atomic_write(path) as temporary:
-            image.save(temporary, **ENCODINGS[path.suffix.lower()])
+            temporary.write_bytes(buffer.getbuffer())
     except OSError as error:
         error.filename = str(path)  # a full disk alone does not say of which file
         raise

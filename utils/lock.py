@@ -12,7 +12,7 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from utils.config import ConfigError
@@ -34,18 +34,19 @@ class FolderInUseError(ConfigError):
 
 
 @contextlib.contextmanager
-def only_one(folder: str | os.PathLike[str], remedy: str) -> Iterator[None]:
+def only_one(folder: str | os.PathLike[str], remedy: str, *, parts: Sequence[str] = ()) -> Iterator[None]:
     """Within, no other process is in `folder`, which is made where it is missing; what killed ones left unfinished in
     it is removed.
 
-    remedy: what a user can do who is refused. Raises FolderInUseError naming the process that is there. Where the file
-    system knows no locks a note says so.
+    remedy: what a user can do who is refused. parts: folders in it that are filled, too, with whatever is below them.
+    Raises FolderInUseError naming the process that is there. Where the file system knows no locks a note says so.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = _take(folder / LOCK, remedy)
     try:
         removed = remove_temporaries(folder)
+        removed += sum(remove_temporaries(folder / part, below=True) for part in parts)
         if removed:
             say(f"note: {folder}: {removed} unfinished files of a process that was killed are removed")
         yield

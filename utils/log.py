@@ -159,6 +159,7 @@ def _open_board(folder: Path, first_step: int) -> Any:
         raise LogError(
             f"TensorBoard cannot be imported ({error}): pip install tensorboard, or switch it off"
         ) from error
+    folder.mkdir(parents=True, exist_ok=True)  # whose errors say what is in the way
     return SummaryWriter(str(folder), purge_step=first_step)
 
 

@@ -5,12 +5,14 @@ Geometry: (H, W) the picture's size; a part is some of its rows, (rows, W).
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -18,10 +20,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from utils.background import write_png
-from utils.files import atomic_write
+from utils.files import atomic_write, errors_naming
+
+if TYPE_CHECKING:
+    from rasterio.windows import Window
 
 Pixels = npt.NDArray[np.uint8]
 
+os.environ.setdefault("CPL_LOG", os.devnull)  # where GDAL complains of a full disk, which is said once, and by us
 KINDS = ("overlay", "labels", "colour", "confidence", "label_ids")
 
 
@@ -88,36 +94,58 @@ class TiffSheet:
     suffix = ".tif"
 
     def __init__(self, path: Path, shape: Sequence[int], palette: Pixels | None, georeference: dict[str, Any]) -> None:
-        import rasterio
-        from rasterio.errors import NotGeoreferencedWarning
-
         self.path = path
         self._width = shape[1]
+        self._written: list[tuple[slice, int]] = []  # rows and the checksum of their values
         layout = {"height": shape[0], "width": shape[1], "count": shape[2] if len(shape) == 3 else 1, "dtype": "uint8"}
-        self._stack = ExitStack()
-        temporary = self._stack.enter_context(atomic_write(path))
         options = {"compress": "DEFLATE", "BIGTIFF": "IF_SAFER", **georeference}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # nor was the picture
-            self._file = self._stack.enter_context(rasterio.open(temporary, "w", driver="GTiff", **layout, **options))
-        if palette is not None:
-            self._file.write_colormap(1, {value: (*map(int, colour), 255) for value, colour in enumerate(palette)})
+        with ExitStack() as stack:
+            self._temporary = stack.enter_context(atomic_write(path))
+            stack.enter_context(self._read_back())
+            self._file = stack.enter_context(_raster(self._temporary, "w", driver="GTiff", **layout, **options))
+            if palette is not None:
+                self._file.write_colormap(1, {value: (*map(int, colour), 255) for value, colour in enumerate(palette)})
+            self._stack = stack.pop_all()
 
     def add(self, rows: slice, part: Pixels) -> None:
-        """Write some rows."""
+        """Write some rows. An OSError of a full disk names the file."""
+        bands = np.ascontiguousarray(part[None] if part.ndim == 2 else np.moveaxis(part, 2, 0))
+        with errors_naming(self.path, unfinished=self._temporary):
+            self._file.write(bands, window=self._window(rows))
+        self._written.append((rows, zlib.crc32(bands.data)))
+
+    def _window(self, rows: slice) -> Window:
         from rasterio.windows import Window
 
-        bands = part[None] if part.ndim == 2 else np.moveaxis(part, 2, 0)
-        self._file.write(bands, window=Window(0, rows.start, self._width, rows.stop - rows.start))
+        return Window(0, rows.start, self._width, rows.stop - rows.start)
+
+    @contextmanager
+    def _read_back(self) -> Iterator[None]:
+        """Whoever leaves this has closed the file. Raises OSError where it does not hold what was written: GDAL says
+        nothing of a disk that is full by then."""
+        yield
+        with _raster(self._temporary) as file:
+            for rows, checksum in self._written:
+                if zlib.crc32(file.read(window=self._window(rows))) != checksum:
+                    raise OSError(f"{self.path}: the file does not hold what was written to it")
 
     def close(self) -> None:
-        """Finish the file, which takes its place."""
+        """Finish the file, which takes its place. An OSError of a full disk names it."""
         self._stack.close()
 
     def discard(self) -> None:
         """Leave nothing behind."""
-        error = InterruptedError(f"{self.path} is not wanted")
+        error = RuntimeError(f"{self.path} is not wanted")
         self._stack.__exit__(type(error), error, None)
+
+
+def _raster(*arguments: Any, **options: Any) -> Any:
+    """`rasterio.open`, without a warning where there is no georeference: nor had the picture one."""
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
+
+    warnings.simplefilter("ignore", NotGeoreferencedWarning)  # for good: other threads come here, too
+    return rasterio.open(*arguments, **options)
 
 
 Sheet = PngSheet | TiffSheet

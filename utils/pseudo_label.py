@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from utils.files import errors_naming, write_all
 from utils.strips import highest, highest_at
 
 IGNORE = 255
@@ -165,6 +166,7 @@ class PredictionCache:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
+        self._folder = Path(folder)
         self._file = tempfile.TemporaryFile(dir=folder, prefix=".predictions-", buffering=0)  # noqa: SIM115  # close()
         self._images: list[tuple[str, tuple[int, ...]]] = []
 
@@ -172,10 +174,11 @@ class PredictionCache:
         return len(self._images)
 
     def append(self, name: str, label: npt.NDArray[np.uint8], level: npt.NDArray[np.uint16]) -> None:
-        """Keep one image's label (H,W) and levels (H,W)."""
+        """Keep one image's label (H,W) and levels (H,W). An OSError of a full disk names the folder."""
         self._file.seek(0, os.SEEK_END)
-        label.tofile(self._file)
-        level.tofile(self._file)
+        with errors_naming(self._folder):
+            for array in (label, level):
+                write_all(self._file, np.ascontiguousarray(array).data)  # numpy's tofile does not say what is wrong
         self._images.append((name, label.shape))
 
     def __iter__(self) -> Iterator[tuple[str, npt.NDArray[np.uint8], npt.NDArray[np.uint16]]]:

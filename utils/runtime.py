@@ -156,7 +156,8 @@ def _in_the_way(error: OSError) -> str:
     if isinstance(error, IsADirectoryError):
         return f"{place}: a folder is there, where a file should be"
     if isinstance(error, (FileExistsError, NotADirectoryError)):
-        return f"{place}: a file is there, where a folder should be ({error.strerror})"
+        what = "a file" if os.path.exists(place) or not os.path.islink(place) else "a link that leads nowhere"
+        return f"{place}: {what} is there, where a folder should be ({error.strerror})"
     return f"{place}: {error.strerror}"
 
 
