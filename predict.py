@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -32,6 +32,7 @@ from utils.background import in_background
 from utils.config import Config, ConfigError, Parser, nearest
 from utils.flags import PICTURES, Options, parse, width_height
 from utils.inference import LEAST_SIDE, Views, scores
+from utils.lock import only_one
 from utils.log import progress, say, write_json
 from utils.mistakes import MISTAKES
 from utils.prediction import Predictor, Sight, TooLargeError, predict_film
@@ -55,6 +56,15 @@ class Wanted:
     kinds: tuple[str, ...]
     look: Look
     frames: bool
+
+
+class Made(NamedTuple):
+    """What is made of an input: products that are not written yet, or kind -> file. turned: whether they lie on pixels
+    that were turned upright."""
+
+    item: Input
+    files: Products | dict[str, str]
+    turned: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -90,7 +100,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         precision=config.run.precision,
         views=Views(config.evaluate.scales, config.evaluate.flip),
     )
-    done, failed = predict_all(inputs, wanted, Predictor(show, device, sight))
+    with only_one(wanted.folder, "wait for its end, or choose another --save", parts=KINDS):
+        done, failed = predict_all(inputs, wanted, Predictor(show, device, sight))
+    turned = sum(entry["turned"] for entry in done)
+    if turned:
+        say(
+            f"note: {number_of(turned, 'picture')} turned upright, as EXIF says; training and evaluation read pixels as"
+            " stored, so labels that are right there do not lie on these results"
+        )
     if options.json:
         origin = {"restore_from": str(weights.path), "sha256": weights.sha256, "classes": classes.names}
         write_json(options.json, origin | {"predicted": done, "failed": failed})
@@ -112,15 +129,15 @@ def predict_all(
     failed: list[dict[str, str]] = []
     bar = progress(total=len(inputs), description="predict", unit="file")
 
-    def made() -> Iterator[tuple[Input, Products | dict[str, str]]]:
+    def made() -> Iterator[Made]:
         for item, found in in_background(_opened, inputs, workers=AHEAD):
             try:
                 if isinstance(found, Exception):
                     raise found
-                yield (
-                    item,
-                    _film(item, wanted, predictor) if found is None else _products(item, found, wanted, predictor),
-                )
+                if found is None:
+                    yield Made(item, _film(item, wanted, predictor))
+                else:
+                    yield Made(item, _products(item, found, wanted, predictor), found.turned)
             except UNPREDICTED as error:
                 failed.append({"input": str(item.path), "reason": str(error)})
             bar.update()
@@ -172,9 +189,9 @@ def _film(item: Input, wanted: Wanted, predictor: Predictor) -> dict[str, str]:
     return files
 
 
-def _written(entry: tuple[Input, Products | dict[str, str]]) -> dict[str, Any]:
-    item, made = entry
-    return {"input": str(item.path), "files": made.close() if isinstance(made, Products) else made}
+def _written(made: Made) -> dict[str, Any]:
+    files = made.files.close() if isinstance(made.files, Products) else made.files
+    return {"input": str(made.item.path), "files": files, "turned": made.turned}
 
 
 # ---- what is wanted ----

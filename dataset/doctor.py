@@ -18,8 +18,17 @@ from typing import NamedTuple
 import numpy as np
 
 from dataset.corpora import Corpus, Sample, flat_names, pseudo_label_name
-from dataset.doctor_files import REFETCH, LabelFacts, image_facts, label_facts, label_remedy, looks_like_train_ids
+from dataset.doctor_files import (
+    REFETCH,
+    ImageFacts,
+    LabelFacts,
+    image_facts,
+    label_facts,
+    label_remedy,
+    looks_like_train_ids,
+)
 from dataset.labels import IGNORE, LabelDecoding, same_shape
+from dataset.orientation import TURN_FILES, seen_size
 from dataset.pool import processes
 from dataset.toml import DataError
 
@@ -27,6 +36,7 @@ PROBLEM, NOTE = "problem", "note"
 CHUNK = 16  # images in a unit of work
 MOST_PLACES = 1000  # that a finding remembers
 PSEUDO_LABEL = "pseudo label"
+ORIENTED = "images with an EXIF orientation"
 MAKE_ANEW = "make them anew with Generate_Pseudo_Label.py"
 
 
@@ -213,14 +223,14 @@ def examine(method: Method, pairs: Sequence[Pair]) -> Tally:
     """Examine the files of some pairs, one after the other. Whatever is wrong with them is counted, never raised."""
     tally = Tally()
     for pair in pairs:
-        size = _examine_image(method, pair, tally) if pair.image else None
+        image = _examine_image(method, pair, tally) if pair.image else None
         if pair.label:
-            _examine_label(method, pair, size, tally)
+            _examine_label(method, pair, image, tally)
     return tally
 
 
-def _examine_image(method: Method, pair: Pair, tally: Tally) -> tuple[int, int] | None:
-    """The image's (W,H), None where it cannot be read."""
+def _examine_image(method: Method, pair: Pair, tally: Tally) -> ImageFacts | None:
+    """What the image holds, None where it cannot be read."""
     tally.digests.append(0)
     if not os.path.isfile(pair.image):
         remedy = f"fetch them, or correct root, images or the list of {method.table}"
@@ -241,10 +251,17 @@ def _examine_image(method: Method, pair: Pair, tally: Tally) -> tuple[int, int] 
             "read as 8-bit RGB: transparency is dropped, of 16 bits the high byte is kept; convert if that is wrong"
         )
         tally.findings.add(Finding(NOTE, method.title, "images that are not 8-bit RGB", remedy, pair.image, facts.form))
-    return facts.size
+    if facts.orientation != 1:
+        remedy = (
+            "training and evaluation read them as stored, predict.py alone turns them upright; where labels do not lie"
+            f" on the stored pixels, {TURN_FILES}"
+        )
+        detail = f"orientation {facts.orientation}"
+        tally.findings.add(Finding(NOTE, method.title, ORIENTED, remedy, pair.image, detail))
+    return facts
 
 
-def _examine_label(method: Method, pair: Pair, image_size: tuple[int, int] | None, tally: Tally) -> None:
+def _examine_label(method: Method, pair: Pair, image: ImageFacts | None, tally: Tally) -> None:
     decoding = method.decoding
     assert decoding is not None, "a set whose labels are examined has a decoding"
     if not os.path.isfile(pair.label):
@@ -264,8 +281,8 @@ def _examine_label(method: Method, pair: Pair, image_size: tuple[int, int] | Non
     tally.beyond += facts.size[0] * facts.size[1] - int(facts.counts.sum())
     tally.palettes += facts.palette
     _examine_ids(method, decoding, pair.label, facts, tally)
-    if image_size is not None:
-        _compare_sizes(method, pair, image_size, facts.size, tally)
+    if image is not None:
+        _compare_sizes(method, pair, image, facts.size, tally)
 
 
 def _examine_ids(method: Method, decoding: LabelDecoding, path: str, facts: LabelFacts, tally: Tally) -> None:
@@ -302,12 +319,12 @@ def _missing_label(method: Method, pair: Pair) -> Finding:
     return Finding(PROBLEM, method.title, f"missing {method.what}s", remedy, pair.label, f"label of {pair.image}")
 
 
-def _compare_sizes(method: Method, pair: Pair, image: tuple[int, int], label: tuple[int, int], tally: Tally) -> None:
+def _compare_sizes(method: Method, pair: Pair, image: ImageFacts, label: tuple[int, int], tally: Tally) -> None:
     """Labels are resized by themselves: another size does no harm, another shape moves them away from the image."""
-    if image == label or label == method.stretched:
+    if label in (image.size, method.stretched):
         return
-    detail = f"{spelled(label)}, its image {spelled(image)}"
-    if same_shape(image, label):
+    detail = f"{spelled(label)}, its image {spelled(image.size)}"
+    if same_shape(image.size, label):
         kind, remedy = f"{method.what}s of another size than their image", "none needed: they are resized by nearest"
         if method.what == "label":
             tally.findings.add(Finding(NOTE, method.title, kind, remedy, pair.label, detail))
@@ -316,6 +333,8 @@ def _compare_sizes(method: Method, pair: Pair, image: tuple[int, int], label: tu
     remedy = "fetch both again, or leave them out of the list"
     if method.what != "label":
         remedy = MAKE_ANEW
+    elif same_shape(seen_size(image.size, image.orientation), label):
+        remedy = f"they lie on the images as EXIF turns them, not as stored; {TURN_FILES}"
     tally.findings.add(Finding(PROBLEM, method.title, kind, remedy, pair.label, detail))
 
 

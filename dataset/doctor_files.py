@@ -17,6 +17,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from dataset.labels import IGNORE, LabelDecoding, open_image, read_bytes, refuse_unknown_range
+from dataset.orientation import PNG_CHUNKS, orientation_of
 from dataset.png import is_png, png_chunks
 from dataset.toml import DataError
 
@@ -31,12 +32,13 @@ EXACT = 2**24  # up to here a float32, in which OpenCV counts, holds every whole
 
 
 class ImageFacts(NamedTuple):
-    """size: (W,H). form: pixel format in words, empty where 8-bit RGB holds all of it. digest: 64 bits, equal for equal
-    files."""
+    """size: (W,H), as stored. form: pixel format in words, empty where 8-bit RGB holds all of it. digest: 64 bits,
+    equal for equal files. orientation: of EXIF, 1..8."""
 
     size: tuple[int, int]
     form: str
     digest: int
+    orientation: int
 
 
 class LabelFacts(NamedTuple):
@@ -80,7 +82,7 @@ def _png_facts(path: Path, data: bytes) -> ImageFacts | None:
     # The checksums, just verified, stand for the bytes.
     digest = _digest(len(data).to_bytes(8, "big") + chunks.header + chunks.checksums)
     form = "" if (depth, colour) == (8, 2) else f"PNG {depth}-bit {COLOUR_TYPES[colour]}"
-    return ImageFacts((width, height), form, digest)
+    return ImageFacts((width, height), form, digest, orientation_of(data) if chunks.kinds & PNG_CHUNKS else 1)
 
 
 def _decoded_facts(path: Path, data: bytes) -> ImageFacts:
@@ -88,7 +90,7 @@ def _decoded_facts(path: Path, data: bytes) -> ImageFacts:
         warnings.simplefilter("ignore", UserWarning)  # Pillow announces damage that it then refuses, or can do without
         image = open_image(path, data)
     refuse_unknown_range(path, image)
-    return ImageFacts(image.size, _form(image, data), _digest(data))
+    return ImageFacts(image.size, _form(image, data), _digest(data), orientation_of(data))
 
 
 def _form(image: Image.Image, data: bytes) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dataset.labels import open_image, read_bytes
+from dataset.orientation import orientation, orientation_of
 from dataset.segmentation import to_rgb
 from dataset.toml import DataError
 
@@ -23,12 +24,14 @@ _QUIET = threading.Lock()  # filters of warnings belong to all threads
 
 
 class Picture(Protocol):
-    """A picture, open inside a `with`. size: (W, H). notes: what the user should know of it, a line each.
+    """A picture, open inside a `with`. size: (W, H). notes: what the user should know of it, a line each. turned: its
+    pixels are not where they are stored, but upright, as its EXIF orientation says.
     georeference: "crs" and "transform" for rasterio of one that is too large for memory, as its results may be; else
     None."""
 
     size: tuple[int, int]
     notes: tuple[str, ...]
+    turned: bool
     georeference: dict[str, Any] | None
 
     def __enter__(self) -> Picture: ...
@@ -44,10 +47,11 @@ class WholePicture:
 
     georeference: dict[str, Any] | None = None
 
-    def __init__(self, image: Image.Image, notes: tuple[str, ...] = ()) -> None:
+    def __init__(self, image: Image.Image, notes: tuple[str, ...] = (), *, turned: bool = False) -> None:
         self._image = image
         self.size = image.size
         self.notes = notes
+        self.turned = turned
 
     def __enter__(self) -> WholePicture:
         return self
@@ -67,6 +71,8 @@ class WindowedPicture:
     Raises DataError for pixels that are not 8-bit.
     """
 
+    turned = False
+
     def __init__(self, path: Path) -> None:
         from dataset.photographs import colour_bands, opened
 
@@ -76,7 +82,9 @@ class WindowedPicture:
             self.size = dataset.width, dataset.height
             self.georeference: dict[str, Any] | None = {"crs": dataset.crs, "transform": dataset.transform}
             bands = len(colour_bands(dataset))
-        self.notes: tuple[str, ...] = (f"{path} is large, {self.size[0]}x{self.size[1]}: read by windows",)
+        self.notes: tuple[str, ...] = (
+            f"{path} is large, {self.size[0]}x{self.size[1]}: read by windows, as stored (no EXIF orientation)",
+        )
         if bands not in (1, 3):
             self.notes += (
                 f"{path} has {bands} channels; {'the first three are' if bands > 3 else 'the first is'} used",
@@ -128,10 +136,12 @@ def open_picture(path: Path) -> Picture:
         warnings.simplefilter("ignore")
         image = open_image(path, data, as_stored=False)
         frames = getattr(image, "n_frames", 1)
+        # A TIFF loses it as it is loaded.
+        turned = (orientation_of(data) if image.format == "TIFF" else orientation(image)) != 1
         ImageOps.exif_transpose(image, in_place=True)
     # A photograph's MPO holds previews of itself, no animation.
     notes = (f"{path} holds {frames} images; the first is used",) if frames > 1 and image.format != "MPO" else ()
-    return WholePicture(to_rgb(path, image), notes)
+    return WholePicture(to_rgb(path, image), notes, turned=turned)
 
 
 def _is_large(path: Path) -> bool:

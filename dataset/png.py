@@ -43,29 +43,32 @@ def plain_png(data: bytes, mode: str) -> np.ndarray | None:
 
 
 class Chunks(NamedTuple):
-    """header: the content of IHDR. checksums: those of all chunks. flaw: what is wrong, or None."""
+    """header: the content of IHDR. checksums: those of all chunks. kinds: of the chunks. flaw: what is wrong, or
+    None."""
 
     header: bytes
     checksums: bytes
+    kinds: set[bytes]
     flaw: str | None
 
 
 def png_chunks(data: bytes) -> Chunks:
     """Walk the chunks of a PNG file up to its end or its first flaw; lengths and checksums are looked at, no pixel."""
-    view, position, checksums, kinds = memoryview(data), len(SIGNATURE), bytearray(), set()
+    view, position, checksums = memoryview(data), len(SIGNATURE), bytearray()
+    kinds: set[bytes] = set()
     header = bytes(view[16:29])
     while b"IEND" not in kinds:
         end = position + 12 + int.from_bytes(view[position : position + 4], "big")
         if position + 12 > len(data) or end > len(data):
-            return Chunks(header, bytes(checksums), f"the file is cut short after {len(data)} bytes")
+            return Chunks(header, bytes(checksums), kinds, f"the file is cut short after {len(data)} bytes")
         kind, checksum = bytes(view[position + 4 : position + 8]), view[end - 4 : end]
         if zlib.crc32(view[position + 4 : end - 4]) != int.from_bytes(checksum, "big"):
-            return Chunks(header, bytes(checksums), f"wrong checksum at byte {position}, in chunk {kind!r}")
+            return Chunks(header, bytes(checksums), kinds, f"wrong checksum at byte {position}, in chunk {kind!r}")
         kinds.add(kind)
         checksums += checksum
         position = end
     missing = sorted({b"IHDR", b"IDAT"} - kinds)
-    return Chunks(header, bytes(checksums), f"it has no chunk {missing[0]!r}" if missing else None)
+    return Chunks(header, bytes(checksums), kinds, f"it has no chunk {missing[0]!r}" if missing else None)
 
 
 def is_png(data: bytes) -> bool:

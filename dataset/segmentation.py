@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from dataset.cache import ImageCache, Resized
 from dataset.corpora import DataError, Sample
 from dataset.labels import IGNORE, LabelDecoding, open_image, read_bytes, refuse_unknown_range, same_shape
+from dataset.orientation import TURN_FILES, orientation_of, seen_size
 from dataset.png import plain_png
 from dataset.transforms import Augment, resize
 from dataset.translation import Translator
@@ -107,9 +108,12 @@ class SegmentationDataset(Dataset[Example]):
 
 def _require_same_shape(sample: Sample, image: tuple[int, int], label: tuple[int, int]) -> None:
     """A prediction is compared with its label pixel by pixel: raise DataError for one of another shape."""
-    if not same_shape(image, label):
-        sizes = [f"{width}x{height}" for width, height in (label, image)]
-        raise DataError(f"{sample.label} is {sizes[0]}, its image {sample.image} is {sizes[1]}; fetch both again")
+    if same_shape(image, label):
+        return
+    sizes = [f"{width}x{height}" for width, height in (label, image)]
+    turned = same_shape(seen_size(image, orientation_of(read_bytes(sample.image))), label)
+    remedy = f"the label lies on the image as EXIF turns it: {TURN_FILES}" if turned else "fetch both again"
+    raise DataError(f"{sample.label} is {sizes[0]}, its image {sample.image} is {sizes[1]}; {remedy}")
 
 
 def read_resized(
@@ -135,7 +139,7 @@ def read_image(path: Path) -> Image.Image:
     """An image file of any mode as 8-bit RGB.
 
     Transparency is dropped, 16-bit grey keeps its high byte, CMYK is converted; of an animation the first frame is
-    read. An EXIF orientation is not applied: labels are drawn on the pixels as stored.
+    read. An EXIF orientation is not applied: labels lie on the pixels as stored (`dataset.orientation`).
     Raises DataError naming a file that is missing, damaged, larger than Pillow's decompression limit, or of 32-bit
     pixels, whose range is unknown.
     """

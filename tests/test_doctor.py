@@ -467,6 +467,18 @@ def renamed_copy(root: Path) -> None:
     write("world/target.txt", "".join(f"t{index}.png\n" for index in (0, 1, 2, 3, 4, 9)))(root)
 
 
+def turn(name: str, orientation: int) -> Callable[[Path], None]:
+    """Writes an orientation into an image file; the pixels stay where they are."""
+
+    def change(root: Path) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        with Image.open(root / name) as image:
+            image.save(root / name, exif=exif)
+
+    return change
+
+
 SOURCE_LIST = "s0.png\ns1.png\ns2.png\ns3.png\ns4.png\n"
 MISCHIEF: dict[str, tuple[Callable[[Path], object], str, tuple[str, ...]]] = {
     # id: (what goes wrong on disk, severity, what the row and its remedy say)
@@ -564,6 +576,18 @@ MISCHIEF: dict[str, tuple[Callable[[Path], object], str, tuple[str, ...]]] = {
     "other sizes": (
         lambda root: save_png(root / "world/images/t1.png", np.zeros((96, 128, 3), np.uint8)),
         *("note", ("target train", "sizes of images", "64x48 (4), 128x96 (1)")),
+    ),
+    "image turned by EXIF": (
+        turn("world/images/t1.png", 3),
+        "note",
+        ("target train", "images with an EXIF orientation", "t1.png: orientation 3", "predict.py alone turns them"),
+    ),
+    "label on an image turned by EXIF": (
+        lambda root: [
+            change(root) for change in (turn("world/images/s1.png", 6), paint("world/labels/s1.png", 1, (48, 64)))
+        ],
+        "problem",
+        ("source train", "labels of another shape", "48x64, its image 64x48", "-> they lie on the images as EXIF"),
     ),
     "grey image": (
         lambda root: save_png(root / "world/images/t1.png", np.zeros((48, 64), np.uint8)),
@@ -878,6 +902,20 @@ def test_training_says_all_that_the_quick_form_finds(own: Path, train: Callable[
     assert "problem: target train: unreadable images (1): " in output
     assert "note: target train: pseudo labels without a labelled pixel (1): " in output
     assert "error: source train: labels of another shape than their image (1): " in errors
+
+
+def test_every_script_that_reads_the_target_says_that_exif_is_not_applied(
+    own: Path, train: Callable[..., tuple[int, str, str]], run: Callable[..., tuple[int, str, str]]
+) -> None:
+    turn("world/images/v1.png", 8)(own)
+    said = "note: target val: images with an EXIF orientation (1): world/images/v1.png: orientation 8; "
+    code, output, _ = train()
+    assert code == 0
+    assert output.count(said) == 1
+    flags = ("--config", "own.toml", "--restore-from", "runs/own/step2", "--in-memory")
+    code, output, _ = run(*flags, script="evaluate_cityscapes.py")
+    assert code == 0
+    assert output.count(said) == 1
 
 
 def test_the_quick_form_looks_at_a_few_files_from_end_to_end(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from PIL import Image
 
 from dataset import pictures
 from dataset.corpora import DataError
+from dataset.doctor_files import image_facts
 from dataset.inputs import _names, find_inputs
 from dataset.labels import ClassTable, load_class_table
 from dataset.pictures import WholePicture, WindowedPicture, open_picture
@@ -265,6 +266,8 @@ def test_photographs_are_seen_upright(tmp_path: Path, suffix: str, orientation: 
     found, _ = pixels_of(tmp_path / f"x{suffix}")
     assert found.shape == (32, 16, 3)
     assert np.abs(found.astype(int) - np.asarray(upright)).max() < 12
+    assert open_picture(tmp_path / f"x{suffix}").turned == (orientation != 1)
+    assert image_facts(tmp_path / f"x{suffix}")[0][::3] == (stored.size, orientation)
     learnt = np.asarray(read_image(tmp_path / f"x{suffix}")).astype(int)  # labels are drawn on the pixels as stored
     assert learnt.shape == np.asarray(stored).shape
     assert np.abs(learnt - np.asarray(stored)).max() < 12
@@ -409,6 +412,30 @@ def test_one_picture_needs_its_weights_alone(script: Script, weights: Path, phot
     np.testing.assert_array_equal(ids, np.array([7, 23, 26, 24])[labels])
     assert confidence.min() >= 255 // 4
     assert predicted("out", "overlay").shape == (96, 128, 3)
+
+
+def test_turned_photographs_are_said(script: Script, weights: Path, photo: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(photo) as stored:
+        stored.save("in/side.jpg", exif=exif)
+    code, out, _ = script("predict.py", "in", "--restore-from", "w.pth", "--save", "out", "--cpu", "--json", "r.json")
+    assert code == 0
+    assert "note: 1 picture turned upright, as EXIF says; training and evaluation read pixels as stored" in out
+    report = json.loads(Path("r.json").read_text(encoding="utf-8"))
+    assert [entry["turned"] for entry in report["predicted"]] == [False, True]
+    assert predicted("out", name="side.png").shape == (128, 96)
+
+
+def test_what_a_killed_process_left_is_removed(script: Script, weights: Path, photo: Path) -> None:
+    left = [Path("out/labels/sub/.photo.0123abcd.tmp.png"), Path("out/overlay/.drive.0123abcd.tmp.mp4")]
+    for path in (*left, Path("out/notes/.mine.0123abcd.tmp.png")):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    code, out, _ = script("predict.py", "in", "--restore-from", "w.pth", "--save", "out", "--cpu")
+    assert code == 0
+    assert "note: out: 2 unfinished files of a process that was killed are removed" in out
+    assert [path.name for path in Path("out").rglob(".*")] == [".mine.0123abcd.tmp.png"]
 
 
 def test_it_predicts_what_the_evaluator_predicts(script: Script, weights: Path, tmp_path: Path) -> None:

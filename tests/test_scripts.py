@@ -421,6 +421,15 @@ def nothing(root: Path) -> None:
     """No preparation."""
 
 
+def turned_truth(root: Path) -> None:
+    """An image that EXIF turns by a quarter, and a label that was drawn on it then."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(root / "world/images/v1.png") as image:
+        image.save(root / "world/images/v1.png", exif=exif)
+    save_png(root / "world/labels/v1.png", np.zeros((64, 48), np.uint8))
+
+
 MISTAKES: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...], tuple[str, ...]]] = {
     # id: (what goes wrong on disk, script, arguments, what the one line names)
     "no such source": (nothing, TRAIN, ("--data-dir", "nowhere"), ("nowhere",)),
@@ -491,6 +500,10 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...], tuple[st
     "truth of another shape than its image": (
         lambda root: save_png(root / "world/labels/v1.png", np.zeros((32, 32), np.uint8)),
         *(EVALUATE, ("--restore-from", "w.pth", "--in-memory"), ("labels/v1.png", "32x32", "64x48")),
+    ),
+    "truth of an image as EXIF turns it": (
+        turned_truth,
+        *(EVALUATE, ("--restore-from", "w.pth", "--in-memory"), ("labels/v1.png", "48x64", "turn the image files")),
     ),
     "truth that is missing": (
         lambda root: (root / "world/labels/v1.png").unlink(),

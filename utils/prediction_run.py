@@ -61,6 +61,7 @@ def prediction_run(
     if labelled:
         labels = [sample.label for sample in loader.images.samples if sample.label is not None]
         quick_check.refuse_train_ids(datasets.corpus(config, "target", classes), labels)
+    quick_check.say_orientation(f"target {split}", loader.images.samples)
     device = pick_device(config.run.device)
     tune_kernels(device)
     network, normalize, weights, report = networks.trained_network(restore_from, config, classes, device)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dataset.corpora import Corpus, DataError, Sample, evenly
-from dataset.doctor import PROBLEM, PSEUDO_LABEL, Finding, Findings, Method, examine, listed_pair
+from dataset.doctor import ORIENTED, PROBLEM, PSEUDO_LABEL, Finding, Findings, Method, examine, listed_pair
 from dataset.doctor import Pair as FilePair
 from dataset.doctor_sets import shared, train_id_suspicion
 from dataset.labels import LabelDecoding
@@ -67,6 +67,14 @@ def full_report_named(options: Options, section: str) -> Iterator[None]:
         script = ["-m", "dataset.check"]
         command = next_command(options, script, flags=TRAINING, section=section, hands=hands)
         raise DataError(f"{error}; everything that is wrong: {command}") from None
+
+
+def say_orientation(title: str, samples: Sequence[Sample], *, most: int = 8) -> None:
+    """Say where a few images, evenly spread, carry an EXIF orientation, which is not applied to them."""
+    pairs = [FilePair(str(sample.image)) for sample in evenly(samples, most)]
+    for finding in examine(Method(title=title, table="[target]"), pairs).findings:
+        if finding.kind == ORIENTED:
+            say(f"{finding.severity}: {finding}")
 
 
 def refuse_train_ids(data: Corpus, labels: Sequence[Path], *, most: int = 8) -> None:
