@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from dataset.png import is_png, plain_png, png_chunks
+from dataset.png import is_png, lacks_pixels, plain_png, png_chunks
 from dataset.toml import DataError, Table, is_integers, shipped_table
 
 IGNORE = 255
@@ -354,6 +354,23 @@ def _refuse_damaged_png(path: Path, data: bytes) -> None:
         raise DataError(f"{path}: not a readable image (damaged PNG, {flaw}); copy or download it again")
 
 
+def _refuse_short_png(path: Path, data: bytes, image: Image.Image) -> None:
+    """Raise DataError for a PNG, decoded and whole by its checksums, that was written without its last rows.
+
+    Pillow makes them 0 and says nothing. Inflating every file a second time would take long: only one whose last row is
+    0, or that is interlaced, can lack anything.
+    """
+    if _png_header(data) is None:
+        return
+    width, height = image.size
+    last = np.asarray(image.crop((0, height - 1, width, height)))
+    if (data[28] or not last.any()) and lacks_pixels(data):
+        raise DataError(
+            f"{path}: not a readable image (damaged PNG, it holds fewer pixels than it announces); copy or download it"
+            " again, or write it anew"
+        )
+
+
 def open_image(path: Path, data: bytes, *, as_stored: bool = True) -> Image.Image:
     """The decoded image of a file's bytes, in the mode it is stored in; the first one of several.
 
@@ -369,6 +386,7 @@ def open_image(path: Path, data: bytes, *, as_stored: bool = True) -> Image.Imag
         _refuse_damaged_png(path, data)
         orientation = image.getexif().get(ExifTags.Base.Orientation) if image.format == "TIFF" else None
         image.load()
+        _refuse_short_png(path, data, image)
     except DataError:  # a ValueError, too, but it names the file already
         raise
     except UnidentifiedImageError:

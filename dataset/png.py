@@ -4,6 +4,7 @@ Pillow's speed, to the same values."""
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,11 @@ _FORMS = {  # bit depth, colour type, the one compression, the one filter method
     "mono": bytes((8, 0, 0, 0, 0)),
     "rgb": bytes((8, 2, 0, 0, 0)),
 }
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+_PASSES = (  # of an interlaced file: its first column and row, and how far the next ones are
+    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
+    *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
+)
 
 
 def plain_png(data: bytes, mode: str) -> np.ndarray | None:
@@ -69,6 +75,36 @@ def png_chunks(data: bytes) -> Chunks:
         position = end
     missing = sorted({b"IHDR", b"IDAT"} - kinds)
     return Chunks(header, bytes(checksums), kinds, f"it has no chunk {missing[0]!r}" if missing else None)
+
+
+def lacks_pixels(data: bytes) -> bool:
+    """Whether a PNG whose chunks are whole inflates to less than its header announces; Pillow makes the rest 0."""
+    expected, found, inflate = 0, 0, zlib.decompressobj()
+    width, height = (int.from_bytes(data[start : start + 4], "big") for start in (16, 20))
+    bits = data[24] * _CHANNELS[data[25]]
+    for left, top, right, down in _PASSES if data[28] else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - left) // right), -(-(height - top) // down)
+        expected += rows * (1 + -(-columns * bits // 8)) if columns > 0 and rows > 0 else 0
+    try:
+        for piece in _idat(data):
+            found += len(inflate.decompress(piece, expected - found))
+            if found == expected:
+                return False
+    except zlib.error:  # what there is cannot be inflated, as if it were not there
+        pass
+    return True
+
+
+def _idat(data: bytes) -> Iterator[memoryview]:
+    """The contents of the chunks that hold the pixels."""
+    view, position = memoryview(data), len(SIGNATURE)
+    kind = b""
+    while kind != b"IEND":
+        end = position + 12 + int.from_bytes(view[position : position + 4], "big")
+        kind = bytes(view[position + 4 : position + 8])
+        if kind == b"IDAT":
+            yield view[position + 8 : end - 4]
+        position = end
 
 
 def is_png(data: bytes) -> bool:
