@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
+
+from PIL import Image
 
 from dataset.labels import LabelDecoding
 from dataset.toml import DataError, Table, is_integer, shipped_table
 
 __all__ = [
     *("Corpus", "DataError", "EntryError", "Sample"),
-    *("evenly", "files_below", "flat_names", "number_of"),
+    *("evenly", "files_below", "flat_names", "number_of", "other_pictures"),
     *("require_finished", "pseudo_label_name", "with_pseudo_labels"),
 ]
 
@@ -31,11 +33,11 @@ KEYS = ("corpus", *_FOLDER_KEYS, *LabelDecoding.KEYS, "trust_ids", *_LIST_KEYS, 
 
 
 class EntryError(DataError):
-    """A bad entry of a list file. `kind`: what it has in common with others, in a few words."""
+    """A bad entry of a list file. `kind`: what it has in common with others, in a few words; `where`: file and line."""
 
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
+    def __init__(self, kind: str, where: str, message: str) -> None:
+        super().__init__(f"{where}: {message}")
+        self.kind, self.where = kind, where
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,19 @@ class Corpus:
             return None
         return f"{self.name} {split}: {number_of(count, 'image')}, the published corpus has {expected}"
 
+    def left_out_note(self, split: str) -> str | None:
+        """A line to log where no list tells which images to use and some lie there with another suffix, else None."""
+        if split in self.lists:
+            return None
+        folder = self.image_folder(split)
+        names = sorted(other_pictures(files_below(folder), (self.image_suffix, self.label_suffix)))
+        if not names:
+            return None
+        return (
+            f"{folder}: {number_of(len(names), 'image')} left out, first {names[0]}: names must end in"
+            f" {self.image_suffix!r}; rename or convert them, or correct image_suffix"
+        )
+
     def label_name(self, name: str) -> str:
         """The name of an image's label, relative to the label folder."""
         return name[: len(name) - len(self.image_suffix)] + self.label_suffix
@@ -198,22 +213,24 @@ class Corpus:
         name = _relative_name(entry, folder, where)
         if name in lines:
             raise EntryError(
-                "list entries that occur twice", f"{where}: {name} is listed already on line {lines[name]}; remove one"
+                "list entries that occur twice", where, f"{name} is listed already on line {lines[name]}; remove one"
             )
         if not (folder / name).is_file():
             words = name.split()
             if len(words) > 1 and (folder / words[0]).is_file():
                 raise EntryError(
                     "list entries with a second column",
-                    f"{where}: {name!r} has a second column; a list holds one image name a line",
+                    where,
+                    f"{name!r} has a second column; a list holds one image name a line",
                 )
             raise EntryError(
-                "list entries without an image", f"{where}: no image {name} in {folder}; correct the list or root"
+                "list entries without an image", where, f"no image {name} in {folder}; correct the list or root"
             )
         if not name.endswith(self.image_suffix):
             raise EntryError(
                 "list entries with another suffix",
-                f"{where}: {name} does not end in {self.image_suffix!r}; correct the list or image_suffix",
+                where,
+                f"{name} does not end in {self.image_suffix!r}; correct the list or image_suffix",
             )
         return name
 
@@ -318,19 +335,36 @@ def _relative_name(entry: str, folder: Path, where: str) -> str:
     if ".." in path.parts or not path.parts:
         raise EntryError(
             "list entries outside the image folder",
-            f"{where}: {entry} is not inside {folder}; names are relative to that folder",
+            where,
+            f"{entry} is not inside {folder}; names are relative to that folder",
         )
     return str(path)
 
 
 def files_below(folder: Path) -> Iterator[str]:
-    """Posix names of all files below the folder; linked folders are entered, hidden names left out."""
-    for current, folders, files in os.walk(folder, followlinks=True):
+    """Posix names of all files below the folder; linked folders are entered, hidden names left out.
+
+    Raises DataError naming a folder that cannot be read, or that is linked in a circle.
+    """
+    for current, folders, files in os.walk(folder, followlinks=True, onerror=_refuse_unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         _refuse_cycles(folder, Path(current), folders)
         for name in files:
             if not name.startswith("."):
                 yield Path(current, name).relative_to(folder).as_posix()
+
+
+def other_pictures(names: Iterable[str], suffixes: Sequence[str]) -> Iterator[str]:
+    """Those of the names that are images, of any kind that is known, but end in none of the suffixes, as x.JPG beside
+    .jpg."""
+    known, wanted = tuple(Image.registered_extensions()), tuple(suffixes)
+    return (name for name in names if name.lower().endswith(known) and not name.endswith(wanted))
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise DataError(
+        f"{error.filename}: the folder cannot be read ({error.strerror}); make it readable, or move it away"
+    )
 
 
 def _refuse_cycles(top: Path, current: Path, folders: list[str]) -> None:

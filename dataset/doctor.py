@@ -381,7 +381,7 @@ def listed(data: DataSet) -> Chart:
             if flaw is None:
                 chart.names.append(name)
             else:
-                add(refused(data.title, flaw.kind, flaw))
+                add(refused(data.title, flaw.kind, flaw, first=flaw.where))
     except DataError as error:
         add(refused(data.title, "set that cannot be listed", error, otherwise=f"correct {data.method.table}"))
     note = data.corpus.count_note(data.split, len(chart.names)) if chart.names else None

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from dataset.corpora import files_below, number_of, pseudo_label_name
+from dataset.corpora import files_below, number_of, other_pictures, pseudo_label_name
 from dataset.doctor import MAKE_ANEW, NOTE, PROBLEM, PSEUDO_LABEL, Chart, Finding, Findings, Tally, spelled
 from dataset.labels import IGNORE
 from dataset.toml import DataError
@@ -128,8 +127,7 @@ def _stray_images(sharing: Sequence[Chart]) -> Iterator[Finding]:
         title, "images that no list names", "they are not used; list them if they should be", folder, unlisted
     )
     known = (*suffixes, *(chart.data.corpus.label_suffix for chart in sharing))
-    pictures = tuple(Image.registered_extensions())
-    others = sorted(name for name in files if name.lower().endswith(pictures) and not name.endswith(known))
+    others = sorted(other_pictures(files, known))
     remedy = f"they are not used; convert them, or correct image_suffix of {sharing[0].data.method.table}"
     yield from _note(title, f"images that do not end in {suffixes[0]!r}", remedy, folder, others)
     for chart in sharing:

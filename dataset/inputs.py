@@ -70,11 +70,23 @@ def _files_of(entry: str, without: Path, notes: list[str]) -> list[tuple[Path, P
     if not glob.has_magic(entry):
         raise DataError(f"{entry}: no such file or folder")
     matches = [Path(match) for match in sorted(glob.glob(entry, recursive=True))]
+    _require_readable(Path(entry))
     fixed = Path(*_before_magic(Path(entry)))
     files = [(match, PurePosixPath(match.relative_to(fixed).as_posix())) for match in matches if match.is_file()]
     if not files:
         raise DataError(f"{entry}: the pattern matches no file")
     return _taken(files, entry, without, notes)
+
+
+def _require_readable(pattern: Path) -> None:
+    """Raise DataError for a folder that a pattern leads into and that cannot be read, which glob passes over."""
+    for path in (pattern, *pattern.parents[:-1]):
+        wanted = os.R_OK | os.X_OK if glob.has_magic(path.name) else os.X_OK  # to be listed, or passed through
+        for folder in glob.iglob(str(path if path.name == "**" else path.parent), recursive=True):
+            if os.path.isdir(folder) and not os.access(folder, wanted):
+                raise DataError(
+                    f"{folder}: the folder cannot be read; make it readable, or leave it out of the pattern"
+                )
 
 
 def _taken(

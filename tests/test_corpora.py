@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,6 +110,33 @@ def test_linked_folders_are_followed_and_cycles_refused(tmp_path: Path) -> None:
     (tmp_path / "store/city/back").symlink_to(tmp_path / "images")
     with pytest.raises(DataError, match="link leads back"):
         own(tmp_path).samples("train", labelled=False)
+
+
+def test_a_folder_that_cannot_be_read_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = own(root)
+    closed, scandir = str(root / "images" / "closed"), os.scandir
+    os.mkdir(closed)
+    assert corpus.samples("train", labelled=False)
+
+    def scan(folder: str | Path) -> Any:
+        if os.fspath(folder) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", closed)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    with pytest.raises(DataError, match=rf"{closed}: the folder cannot be read \(Permission denied\); make it"):
+        corpus.samples("train", labelled=False)
+
+
+def test_images_that_are_left_out_are_noted_where_no_list_tells(root: Path) -> None:
+    corpus = own(root)
+    assert corpus.left_out_note("train") is None
+    for name in ("z.PNG", "y.jpg", "notes.txt", ".hidden.jpg", "deep/x.jpeg"):
+        touch(root, f"images/{name}")
+    assert "images: 3 images left out, first deep/x.jpeg: names must end in '.png'" in str(
+        corpus.left_out_note("train")
+    )
+    assert with_list(root, "a/one.png\n").left_out_note("train") is None
 
 
 def test_missing_and_empty_folders(tmp_path: Path, root: Path) -> None:

@@ -760,6 +760,17 @@ def test_places_are_kept_up_to_a_number_and_counted_beyond() -> None:
     assert [(found.count, len(found.more)) for found in findings][1] == (2 * MOST_PLACES, MOST_PLACES - 1)
 
 
+def test_every_bad_entry_of_a_list_has_its_place(own: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+    write("world/source.txt", SOURCE_LIST + "s7.png\ns8.png\ns9.png\n")(own)
+    code, output, _ = run("own.toml", *PSEUDO, "--json", "report.json")
+    assert code == 2
+    assert "; also world/source.txt, line 7, world/source.txt, line 8\n" in output.replace(
+        "correct the list or root", ";"
+    )
+    (finding,) = [row for row in json.loads(Path("report.json").read_text())["findings"] if row["count"] == 3]
+    assert (finding["first"], finding["detail"]) == ("world/source.txt, line 6", "no image s7.png in world/images")
+
+
 def test_a_semicolon_in_a_name_is_no_remedy() -> None:
     finding = refused("t", "k", DataError("l.txt, line 1: no image a; b.png in c; d; correct the list"))
     assert (finding.first, finding.detail) == ("", "l.txt, line 1: no image a; b.png in c; d")
@@ -938,6 +949,25 @@ def test_training_says_all_that_the_quick_form_finds(own: Path, train: Callable[
     assert "problem: target train: unreadable images (1): " in output
     assert "note: target train: pseudo labels without a labelled pixel (1): " in output
     assert "error: source train: labels of another shape than their image (1): " in errors
+
+
+def test_training_says_which_images_it_leaves_out(own: Path, train: Callable[..., tuple[int, str, str]]) -> None:
+    """In folders without lists: x.JPG beside .jpg, or another kind."""
+    for letter, folder in (("s", "source"), ("t", "target")):
+        for path in (own / "world" / "images").glob(f"{letter}*.png"):
+            save_png(own / folder / "images" / path.name, np.array(Image.open(path)))
+            save_png(own / folder / "labels" / path.name, np.array(Image.open(own / "world/labels" / path.name)))
+    for name in ("x.PNG", "y.jpeg", "notes.txt"):
+        shutil.copy(own / "source/images/s0.png", own / "source/images" / name)
+    unlisted = ("source.train_list=", "target.train_list=", "run.validate=false")
+    lists = [word for setting in unlisted for word in ("--override", setting)]
+    code, output, errors = train("--data-dir", "source", "--data-dir-target", "target", *lists)
+    assert code == 0, errors
+    (line,) = [line for line in output.splitlines() if "left out" in line]
+    assert line == (
+        "note: source/images: 2 images left out, first x.PNG: names must end in '.png'; rename or convert them, or"
+        " correct image_suffix"
+    )
 
 
 def test_every_script_that_reads_the_target_says_that_exif_is_not_applied(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -120,6 +121,23 @@ def test_an_input_that_means_nothing(tmp_path: Path, given: str, line: str) -> N
     (tmp_path / "empty").mkdir()
     touched(tmp_path, "out/a.png")
     with pytest.raises(DataError, match=re.escape(given) + f".*{line}"):
+        named(tmp_path, given)
+
+
+@pytest.mark.parametrize("given", ["in", "in/**/*.png", "in/*/a.png", "in/**", "in/s*/*"])
+def test_a_folder_that_cannot_be_read_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    touched(tmp_path, "in/b.png", "in/sub/a.png", "in/other/a.png")
+    assert named(tmp_path, given)[0]
+    closed, scandir = str(tmp_path / "in/sub"), os.scandir
+
+    def scan(folder: Any) -> Any:
+        if os.fspath(folder) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", closed)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    monkeypatch.setattr(os, "access", lambda folder, _: os.fspath(folder).rstrip("/") != closed)
+    with pytest.raises(DataError, match=rf"{closed}/?: the folder cannot be read"):
         named(tmp_path, given)
 
 

@@ -94,10 +94,9 @@ def image_cache(config: Config) -> ImageCache | None:
 
 
 def samples_of(data: Corpus, split: str, *, labelled: bool) -> list[Sample]:
-    """A corpus's samples; says so where their number is not the known corpus's."""
+    """A corpus's samples; says so where their number is not the known corpus's, or images are left out."""
     samples = data.samples(split, labelled=labelled)
-    note = data.count_note(split, len(samples))
-    if note:
+    for note in filter(None, (data.count_note(split, len(samples)), data.left_out_note(split))):
         say(f"note: {note}")
     return samples
 
