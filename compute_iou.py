@@ -93,8 +93,8 @@ def read_pair(
     if expected.shape != predicted.shape:
         sizes = [f"{array.shape[1]}x{array.shape[0]}" for array in (predicted, expected)]
         raise DataError(
-            f"{prediction} is {sizes[0]}, its truth {truth} is {sizes[1]}; where labels are smaller than images, "
-            "evaluate_cityscapes.py --in-memory scores them"
+            f"{prediction} is {sizes[0]}, its truth {truth} is {sizes[1]}; where labels have another size than their "
+            "images, evaluate_cityscapes.py --in-memory scores them, and with --save DIR predicts at the labels' size"
         )
     return predicted, expected
 

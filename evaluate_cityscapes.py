@@ -180,9 +180,16 @@ def _say_end(config: Config, options: Options, classes: ClassTable, folders: dic
     if "save" not in folders:
         return
     say(f"{total} predictions in {folders['save']}")
-    truth = datasets.corpus(config, "target", classes).label_folder(config.evaluate.split)
+    data = datasets.corpus(config, "target", classes)
+    truth = data.label_folder(config.evaluate.split)
     if not truth.is_dir():
         say(f"there are no labels in {truth} to score them with")
+        return
+    if not options.arguments.in_memory and quick_check.labels_of_another_size(data, config.evaluate.split):
+        say(
+            f"next: the same command with --in-memory; labels in {truth} have another size than their images, and so"
+            " than these predictions, which compute_iou.py refuses"
+        )
         return
     command = ["compute_iou.py", str(truth), str(folders["save"])]
     if not options.config_path:  # the configuration came with the weights alone

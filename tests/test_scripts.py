@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import tomli
@@ -578,6 +579,26 @@ def test_the_printed_command_hands_on_what_the_next_script_cannot_guess(
     assert (config.step2.restore_from, config.step2.pseudo_labels) == ("w.pth", "elsewhere")
     assert config.target["root"] == "moved"
     assert sorted(path.name for path in (own / "elsewhere").glob("*.png")) == [f"t{index}.png" for index in range(5)]
+
+
+@pytest.mark.parametrize("size", [(32, 24), (128, 96)])
+def test_the_next_command_scores_labels_of_another_size(
+    own: Path, script: Callable[..., tuple[int, str, str]], size: tuple[int, int]
+) -> None:
+    evaluate = (EVALUATE, "--config", "own.toml", "--restore-from", "w.pth", "--save", "other")
+    assert "next: python compute_iou.py world/labels other" in script(*evaluate)[1]
+    for path in (own / "world/labels").glob("v*.png"):
+        save_png(path, cv2.resize(np.array(Image.open(path)), size, interpolation=cv2.INTER_NEAREST))
+    code, output, _ = script(*evaluate)
+    assert code == 0
+    assert "next: the same command with --in-memory; labels in world/labels have another size" in output
+    score = (SCORE, "world/labels", "other", "--config", "own.toml")
+    assert "evaluate_cityscapes.py --in-memory scores them" in script(*score)[2]
+    code, output, _ = script(*evaluate, "--in-memory")
+    assert code == 0
+    assert "===> mIoU" in output
+    assert "next: python compute_iou.py world/labels other" in output
+    assert script(*score)[0] == 0
 
 
 def test_weights_without_their_record_are_read_with_the_settings_of_the_model(

@@ -10,6 +10,7 @@ from pathlib import Path
 from dataset.corpora import Corpus, DataError, Sample, evenly
 from dataset.doctor import ORIENTED, PROBLEM, PSEUDO_LABEL, Finding, Findings, Method, examine, listed_pair
 from dataset.doctor import Pair as FilePair
+from dataset.doctor_files import image_facts, label_facts
 from dataset.doctor_sets import shared, train_id_suspicion
 from dataset.labels import LabelDecoding
 from dataset.segmentation import SegmentationDataset
@@ -86,6 +87,18 @@ def refuse_train_ids(data: Corpus, labels: Sequence[Path], *, most: int = 8) -> 
         if finding.severity == PROBLEM:
             counted = f"{finding.count} of {tally.labels} labels looked at"
             raise DataError(f"{finding.first}: {counted} seem to hold train ids; {finding.remedy}")
+
+
+def labels_of_another_size(data: Corpus, split: str, *, most: int = 8) -> bool:
+    """Whether any of a few labels, evenly spread, has another size than its image; not where either cannot be read."""
+    names = [name for name, flaw in data.listing(split) if flaw is None]
+    for name in evenly(names, most):
+        with contextlib.suppress(DataError):
+            image, _ = image_facts(data.image_folder(split) / name)
+            label, _ = label_facts(data.label_folder(split) / data.label_name(name), data.decoding)
+            if image.size != label.size:
+                return True
+    return False
 
 
 def target_method(config: Config, title: str, decoding: LabelDecoding | None, *, decode: bool = False) -> Method:
