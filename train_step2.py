@@ -13,16 +13,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from utils.flags import TRAINING, parse
-from utils.mistakes import MISTAKES
-from utils.runtime import launch
-from utils.stage import run_stage
+from utils.launch import launch
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the `[step2]` section of the configuration."""
     config, options = parse(argv, description=__doc__, section="step2", flags=TRAINING)
+    # Only now: torch takes seconds to import, and whoever mistyped a flag need not wait for it.
+    from utils.stage import run_stage
+
     run_stage(config, options, "step2")
 
 
 if __name__ == "__main__":
-    launch(main, MISTAKES)
+    launch(main)

@@ -21,9 +21,9 @@ from benchmarks.origin import origin
 from benchmarks.timing import Result, duration, measure
 from utils.config import Parser
 from utils.flags import output_file
+from utils.launch import launch
 from utils.log import device_name, say, write_json
-from utils.mistakes import MISTAKES
-from utils.runtime import launch, pick_device
+from utils.runtime import pick_device
 
 MODULES = ("alignment", "iteration", "data", "pseudo_labels", "scoring")
 HEAD = f"{'':<54} {'fast':>10} {'naive':>10} {'faster':>8} {'MiB':>8}"
@@ -70,4 +70,4 @@ def line(result: Result) -> str:
 
 
 if __name__ == "__main__":
-    launch(main, MISTAKES)
+    launch(main)

@@ -27,12 +27,11 @@ from dataset.labels import ClassTable
 from utils import datasets
 from utils.config import Config, ConfigError, Parser, build_config, completed, read_config
 from utils.flags import not_negative
+from utils.launch import launch
 from utils.log import say, write_json
-from utils.mistakes import MISTAKES
 from utils.resume import changes
 from utils.run_files import MANIFEST, THRESHOLDS
 from utils.run_folder import read_json, read_run
-from utils.runtime import launch
 from utils.sheet import contact_sheet
 from utils.tables import format_columns
 
@@ -235,4 +234,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    launch(main, MISTAKES)
+    launch(main)

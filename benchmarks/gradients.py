@@ -28,11 +28,11 @@ from utils.checkpoint import load_last
 from utils.config import Config, ConfigError, Parser, Stage, build_config
 from utils.engine import Pair, Recipe, TrainState, accumulate
 from utils.flags import at_least_one, output_file
+from utils.launch import launch
 from utils.log import progress, say, write_json
-from utils.mistakes import MISTAKES
 from utils.nonfinite import remembered
 from utils.prepared import prepare_source
-from utils.runtime import launch, pick_device, seed_everything
+from utils.runtime import pick_device, seed_everything
 
 SOURCE = "seg"  # what the others are compared with
 COLUMNS = ("weight", "value", "norm", "share", "cosine")
@@ -148,4 +148,4 @@ def _norms(means: Mapping[str, Mapping[str, float]]) -> str:
 
 
 if __name__ == "__main__":
-    launch(main, MISTAKES)
+    launch(main)

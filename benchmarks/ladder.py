@@ -46,11 +46,10 @@ from utils.config import ConfigError, Parser, build_config, nearest
 from utils.files import atomic_write
 from utils.flags import assignment, at_least_one
 from utils.interrupts import exit_code
+from utils.launch import launch
 from utils.log import say, write_json
-from utils.mistakes import MISTAKES
 from utils.run_files import SELECTION
 from utils.run_folder import read_run
-from utils.runtime import launch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -418,4 +417,4 @@ def _terminable() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    launch(main, MISTAKES)
+    launch(main)

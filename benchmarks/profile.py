@@ -26,10 +26,10 @@ from utils import datasets
 from utils.config import Config, Parser
 from utils.engine import Pair, on_device, train_step
 from utils.flags import TRAINING, at_least_one, parse
+from utils.launch import launch
 from utils.log import say, write_json
-from utils.mistakes import MISTAKES
 from utils.prepared import prepare_source
-from utils.runtime import launch, peak_memory_mb, pick_device, prefetch
+from utils.runtime import peak_memory_mb, pick_device, prefetch
 
 SECTIONS = ("step1", "step2")
 
@@ -111,4 +111,4 @@ def _extend(parser: Parser) -> None:
 
 
 if __name__ == "__main__":
-    launch(main, MISTAKES)
+    launch(main)

@@ -18,9 +18,8 @@ from typing import Any
 from benchmarks.tables import TABLES, Results
 from utils.config import ConfigError, Parser
 from utils.files import atomic_write
+from utils.launch import launch
 from utils.log import say, write_json
-from utils.mistakes import MISTAKES
-from utils.runtime import launch
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/ladder.md", "docs/performance.md", "docs/reliability.md", "docs/translation.md")
@@ -80,4 +79,4 @@ def committed(name: str) -> Mapping[str, Any]:
 
 
 if __name__ == "__main__":
-    launch(main, MISTAKES)
+    launch(main)

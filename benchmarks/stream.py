@@ -16,9 +16,8 @@ from benchmarks.origin import origin
 from benchmarks.pseudo_labels import follow
 from utils.config import Parser
 from utils.flags import at_least_one, output_file
+from utils.launch import launch
 from utils.log import say, write_json
-from utils.mistakes import MISTAKES
-from utils.runtime import launch
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,4 +47,4 @@ def _folder(text: str) -> str:
 
 
 if __name__ == "__main__":
-    launch(main, MISTAKES)
+    launch(main)

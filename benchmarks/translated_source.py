@@ -21,11 +21,10 @@ from benchmarks.ladder_scores import metric_named, paired, spread
 from benchmarks.origin import made_with, module_command
 from utils.config import TRANSLATIONS, ConfigError, Parser, build_config, override, read_config
 from utils.flags import assignment, at_least_one
+from utils.launch import launch
 from utils.log import say, write_json
-from utils.mistakes import MISTAKES
 from utils.run_files import MANIFEST
 from utils.run_folder import RunRecord, read_run
-from utils.runtime import launch
 
 ROOT = Path(__file__).resolve().parent.parent
 AS_STORED = "none"
@@ -125,4 +124,4 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
-    launch(main, MISTAKES)
+    launch(main)

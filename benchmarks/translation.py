@@ -28,10 +28,10 @@ from utils import datasets, networks
 from utils.config import Config, Parser, build_config, read_config
 from utils.flags import output_file
 from utils.inference import predict
+from utils.launch import launch
 from utils.log import say, write_json
 from utils.metrics import ConfusionMatrix
-from utils.mistakes import MISTAKES
-from utils.runtime import launch, pick_device
+from utils.runtime import pick_device
 from utils.tables import format_columns
 
 
@@ -95,4 +95,4 @@ def _scores(loader: BatchLoader, classes: ClassTable, network: nn.Module, normal
 
 
 if __name__ == "__main__":
-    launch(main, MISTAKES)
+    launch(main)

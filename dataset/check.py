@@ -254,10 +254,6 @@ def _set_data(chart: Chart) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from utils.interrupts import interruptible
+    from utils.launch import launch
 
-    with interruptible():  # also while torch is imported
-        from utils.mistakes import MISTAKES
-        from utils.runtime import launch
-
-        launch(main, MISTAKES)
+    launch(main)

@@ -217,7 +217,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from utils.mistakes import MISTAKES
-    from utils.runtime import launch
+    from utils.launch import launch
 
-    launch(main, MISTAKES)
+    launch(main)

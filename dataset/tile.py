@@ -63,10 +63,6 @@ ENCODINGS: Mapping[str, Mapping[str, Any]] = {  # lossless; in TIFF, tag 317 = 2
     ".png": {"format": "PNG"},
     ".tif": {"format": "TIFF", "compression": "tiff_adobe_deflate", "tiffinfo": {317: 2}},
 }
-MISTAKES = (
-    *(DataError, ConfigError),
-    *(FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError),  # output where it cannot be
-)
 AGAIN = "start again, what is cut is kept"
 DARK, BRIGHT = 64, 192  # a label's values are taken to mean 0 below and 255 from here on; between, it is unclear
 PALETTE = {0: (0, 0, 0), 1: (255, 255, 255), IGNORE: (255, 0, 0)}
@@ -75,9 +71,9 @@ _PALETTE_BYTES = bytes(value for index in range(256) for value in PALETTE.get(in
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Cut what the command line names; with --json write the summary, too."""
+    arguments = _parser().parse_args(argv)
     from utils.log import progress, say, write_json
 
-    arguments = _parser().parse_args(argv)
     began = time.monotonic()
     archive = _archive(arguments)
     job = _job(arguments, archive)
@@ -521,9 +517,6 @@ def _percentages(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
 
 
 if __name__ == "__main__":
-    from utils.interrupts import interruptible
+    from utils.launch import launch
 
-    with interruptible():  # also while torch is imported
-        from utils.runtime import launch
-
-        launch(main, MISTAKES)
+    launch(main)

@@ -486,10 +486,6 @@ def _write_sheet(job: Job, painter: Painter) -> None:
 
 
 if __name__ == "__main__":
-    from utils.interrupts import interruptible
+    from utils.launch import launch
 
-    with interruptible():  # also while torch is imported
-        from utils.mistakes import MISTAKES
-        from utils.runtime import launch
-
-        launch(main, MISTAKES)
+    launch(main)

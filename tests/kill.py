@@ -31,8 +31,7 @@ from tests.test_engine import differences, state_of
 from tests.worlds import SELF_TRAINED, own_settings, save_png, write_own, write_settings
 from utils import checkpoint
 from utils.files import atomic_write
-from utils.mistakes import MISTAKES
-from utils.runtime import launch
+from utils.launch import launch
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -79,7 +78,7 @@ def train(section: str, arguments: list[str], output: Path, half_written: Path |
     if half_written:
         checkpoint.atomic_write = partial(_slow_write, half_written)
     sys.argv = [f"train_{section}.py", *arguments]
-    launch(importlib.import_module(f"train_{section}").main, MISTAKES)
+    launch(importlib.import_module(f"train_{section}").main)
 
 
 @contextlib.contextmanager

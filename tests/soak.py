@@ -29,9 +29,8 @@ from tests.fuzz import CASES
 from tests.kill import WAYS, Stand, start_server, torture
 from utils.config import Parser
 from utils.flags import output_file
+from utils.launch import launch
 from utils.log import say, write_json
-from utils.mistakes import MISTAKES
-from utils.runtime import launch
 
 CHUNK = 1000  # cases between looks at the clock
 Found = tuple[dict[str, Any], list[str]]
@@ -122,4 +121,4 @@ def cases(number: int, end: float) -> Found:
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    launch(main, MISTAKES)
+    launch(main)

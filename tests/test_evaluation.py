@@ -17,10 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from compute_iou import score
 from dataset.corpora import Corpus, DataError
-from dataset.labels import load_class_table
-from evaluate_cityscapes import to_label_ids
+from dataset.labels import load_class_table, to_label_ids
 from tests.worlds import naive_iou, save_png
 from utils import evaluation as module
 from utils.evaluation import (
@@ -34,6 +32,7 @@ from utils.evaluation import (
     labels_and_confidence,
 )
 from utils.inference import upsample
+from utils.scoring_run import score
 from utils.strips import class_map
 
 NAMES = ("road", "sky", "car", "person")

@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("model", "dataset", "utils", "benchmarks", "tests")
 COMPOSING = {
     *("utils.datasets", "utils.prepared", "utils.networks", "utils.quick_check", "utils.prediction_run"),
-    *("utils.mistakes", "utils.notes", "utils.resume", "utils.training", "utils.training_run"),
+    *("utils.pseudo_label_run", "utils.evaluation_run", "utils.scoring_run", "utils.pictures_run", "utils.recorded"),
+    *("utils.launch", "utils.mistakes", "utils.notes", "utils.resume", "utils.training", "utils.training_run"),
     *("utils.cyclegan", "utils.engine", "utils.inspection", "utils.report.write", "utils.stage"),
 }
 ALLOWED_ROOMS = {"model": {"model"}, "dataset": {"dataset"}, "utils": {"utils"}}

@@ -18,7 +18,7 @@ import pytest
 from dataset.pool import _in_order, processes
 from dataset.toml import DataError
 from utils.interrupts import interruptible
-from utils.runtime import launch
+from utils.launch import launch
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """
@@ -129,8 +129,8 @@ def handler() -> Iterator[None]:
 
 @pytest.mark.usefixtures("handler")
 def test_an_interrupted_script_ends_with_130_and_a_quiet_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop, interruptible():  # around imports, as some scripts have it
-        launch(lambda _: signal.raise_signal(signal.SIGINT), ())
+    with pytest.raises(SystemExit) as stop:
+        launch(lambda _: signal.raise_signal(signal.SIGINT))
     assert stop.value.code == 130
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # nothing disturbs the rest of the end
     assert capsys.readouterr() == ("", "interrupted\n")
@@ -140,14 +140,14 @@ def test_a_script_whose_reader_has_gone_ends_quietly() -> None:
     """As in `script | head -1`."""
     program = """
 import sys
-from utils.runtime import launch
+from utils.launch import launch
 
 def main(argv):
     sys.stdin.readline()
     for _ in range(10000):
         print("a line that nobody reads")
 
-launch(main, ())
+launch(main)
 """
     command, pipe = [sys.executable, "-c", program], subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, text=True, stdin=pipe, stdout=pipe, stderr=pipe) as script:

@@ -35,9 +35,9 @@ from model.weights import write_weights
 from tests.conftest import Script
 from tests.worlds import own_settings, photograph, scene, write_own, write_settings
 from utils.config import build_config
-from utils.networks import recorded_settings
 from utils.prediction import Predictor, Sight, TooLargeError
 from utils.products import Look, Part, Products
+from utils.recorded import recorded_settings
 from utils.tiling import Zoom
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)

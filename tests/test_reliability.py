@@ -43,15 +43,14 @@ from utils.config import ConfigError
 from utils.files import atomic_write
 from utils.flags import TRAINING, parse
 from utils.inspection import Diagnosis
+from utils.launch import launch
 from utils.lock import LOCK, FolderInUseError, only_one
 from utils.log import RunLog, write_json
-from utils.mistakes import MISTAKES
 from utils.nonfinite import MOST_IN_A_ROW, NonFiniteError, Watch
 from utils.outputs import unfinished
 from utils.products import TiffSheet
 from utils.pseudo_label import PredictionCache
 from utils.run_folder import read_run
-from utils.runtime import launch
 from utils.stage import run_stage
 from utils.video import written_film
 
@@ -725,7 +724,7 @@ def test_one_clear_line_for_what_goes_wrong(
         raise error
 
     with pytest.raises(SystemExit) as stop:
-        launch(main, MISTAKES)
+        launch(main)
     assert stop.value.code == code
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
@@ -737,7 +736,7 @@ def test_other_errors_of_the_system_keep_their_traceback() -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     with pytest.raises(OSError, match="Input/output"):
-        launch(main, MISTAKES)
+        launch(main)
 
 
 # ---- two processes ----
@@ -1207,6 +1206,6 @@ def test_places_where_nothing_can_be_written_are_named(
         raise error
 
     with pytest.raises(SystemExit) as stop:
-        launch(main, MISTAKES)
+        launch(main)
     assert stop.value.code == 2
     assert line in capsys.readouterr().err

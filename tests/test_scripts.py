@@ -723,3 +723,20 @@ def test_the_example_of_own_data_trains_on_real_photographs(
     assert all(np.isfinite(line["loss/seg"]) for line in lines if "loss/seg" in line)
     assert json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["last"]["pixels"] > 0
     assert f"--restore-from {tmp_path / 'run'}" in output.splitlines()[-1]
+
+
+@pytest.mark.parametrize("flags", [("--help",), ("--batchsize", "2"), ("--opt-level", "O9"), ("--precision", "fp33")])
+@pytest.mark.parametrize("name", [TRAIN, GENERATE, STAGE_2, EVALUATE, SCORE, "predict.py"])
+def test_a_mistyped_flag_is_answered_before_torch_is_imported(name: str, flags: tuple[str, ...]) -> None:
+    """Which takes seconds."""
+    inputs = {SCORE: ("labels", "predictions"), "predict.py": ("photo.jpg",)}.get(name, ())
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", str(ROOT / name), *inputs, *flags],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == (0 if flags == ("--help",) else 2)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "utils.launch" in imported
+    assert not imported & {"torch", "torchvision"}

@@ -620,16 +620,12 @@ def test_photographs_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ],
 )
 def test_a_mistake_in_a_table(tmp_path: Path, keys: dict[str, Any], flags: tuple[str, ...], message: str) -> None:
-    with pytest.raises(tile.MISTAKES, match=message) as caught:
+    with pytest.raises(MISTAKES, match=message) as caught:
         cut_own(tmp_path, *flags, **keys)
     assert "\n" not in str(caught.value)
 
 
 # ---- mistakes ----
-
-
-def test_what_is_a_mistake_of_output_elsewhere_is_one_here() -> None:
-    assert {error for error in MISTAKES if issubclass(error, OSError)} <= set(tile.MISTAKES)
 
 
 def remove_label(root: Path) -> None:

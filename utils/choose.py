@@ -30,11 +30,11 @@ from utils.checkpoint import load_last
 from utils.config import ConfigError, Parser
 from utils.flags import at_least_one
 from utils.inference import output_of
+from utils.launch import launch
 from utils.log import progress, say, write_json
-from utils.mistakes import MISTAKES
 from utils.run_files import SELECTION
 from utils.run_folder import RunRecord, read_run
-from utils.runtime import launch, pick_device
+from utils.runtime import pick_device
 from utils.selection import CRITERIA, CRITERION, Labels, Tally, agreement, choose, label_map, spearman
 from utils.snapshots import snapshots
 
@@ -179,4 +179,4 @@ def _table(result: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    launch(main, MISTAKES)
+    launch(main)

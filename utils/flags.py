@@ -20,7 +20,18 @@ from typing import Any
 
 import tomli
 
-from utils.config import DEFAULT_CONFIG, Config, ConfigError, Parser, build_config, nearest, override, read_config
+from utils.config import (
+    DEFAULT_CONFIG,
+    PRECISIONS,
+    TRANSLATIONS,
+    Config,
+    ConfigError,
+    Parser,
+    build_config,
+    nearest,
+    override,
+    read_config,
+)
 
 
 def width_height(text: str) -> list[int]:
@@ -43,18 +54,19 @@ def _numbers(text: str) -> list[float]:
 @dataclass(frozen=True)
 class Flag:
     """A flag that sets one key. In `path`, `{section}` stands for the script's own section of the configuration. One of
-    type bool is a switch, `--name` or `--no-name`."""
+    type bool is a switch, `--name` or `--no-name`. choices: all that the flag takes; empty: any."""
 
     name: str
     path: str
     type: Callable[[str], Any] = str
     help: str = ""
+    choices: tuple[str, ...] = ()
 
 
 SHARED = (
     Flag("--random-seed", "run.seed", int, "seed of everything random"),
     Flag("--num-workers", "run.num_workers", int, "processes that load images"),
-    Flag("--precision", "run.precision", str, "fp32, fp16 (with loss scaling) or bf16"),
+    Flag("--precision", "run.precision", str, "fp32, fp16 (with loss scaling) or bf16", PRECISIONS),
     Flag("--model", "model.name", str, "resnet18/34/50/101, DeepLab, VGG, Oracle or timm:<name>"),
     Flag("--restore-from", "{section}.restore_from", str, "weights: a file, a run folder or random/torchvision/timm"),
 )
@@ -84,7 +96,10 @@ TRAINING = (
     Flag("--num-prototype", "{section}.num_prototype", int, "bank slots per stuff class, x10 per thing class"),
     Flag("--save-pred-every", "{section}.save_pred_every", int, "updates between snapshots and validations"),
     Flag("--snapshot-dir", "{section}.snapshot_dir", str, "folder of the run"),
-    Flag("--translation", "translation.method", str, "none; source images like the target's: fda, lab, histogram"),
+    Flag(
+        *("--translation", "translation.method", str),
+        *("none; source images like the target's: fda, lab, histogram", TRANSLATIONS),
+    ),
     Flag("--ssl-target-dir", "{section}.pseudo_labels", str, "folder of pseudo labels"),
     Flag("--log-dir", "run.log_dir", str, "folder of TensorBoard files"),
     Flag("--random-mirror", "{section}.random_mirror", bool),
@@ -122,7 +137,7 @@ TRANSLATING = (  # many as in training, where the section's own mean the trainin
 )
 PICTURES = (
     *VIEWS,
-    Flag("--precision", "run.precision", str, "fp32, fp16 or bf16"),
+    Flag("--precision", "run.precision", str, "fp32, fp16 or bf16", PRECISIONS),
     Flag("--model", "model.name", str, "name of the network, for weights that do not tell"),
     Flag("--restore-from", "{section}.restore_from", str, "weights: a file or a run folder"),
     Flag("--save", "{section}.save", str, "output folder"),
@@ -337,7 +352,8 @@ def add_flag(parser: argparse.ArgumentParser, flag: Flag, destination: str) -> N
         parser.add_argument(flag.name, dest=destination, action=argparse.BooleanOptionalAction, help=flag.help)
     else:
         kind = METAVARS.get(flag.type, "TEXT")
-        parser.add_argument(flag.name, dest=destination, type=flag.type, metavar=kind, help=flag.help)
+        choices = flag.choices or None
+        parser.add_argument(flag.name, dest=destination, type=flag.type, choices=choices, metavar=kind, help=flag.help)
 
 
 def add_positional_config(parser: argparse.ArgumentParser) -> None:

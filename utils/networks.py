@@ -27,7 +27,6 @@ from model.weights import (
 from utils.checkpoint import LAST
 from utils.config import Config, ConfigError, Stage
 from utils.log import say
-from utils.run_files import CONFIG
 
 HUBS = ("random", "torchvision", "timm")  # where initial weights come from, other than files
 
@@ -126,23 +125,6 @@ def _architecture(weights: Weights, config: Config, classes: ClassTable) -> Mapp
     if weights.layout == "timm-network" and settings.name.startswith("timm:"):
         return {"name": settings.name, "num_classes": classes.num_classes} | assumed
     return assumed | infer_architecture(weights)
-
-
-def recorded_settings(restore_from: str) -> tuple[str, dict[str, Any]] | None:
-    """The configuration that travels with our weights (for `parse`), after a file beside them that holds it, or "".
-
-    Its `[run]` is left out, which concerns the machine that trained. None for weights of other origin, or none at all.
-    """
-    folder = Path(restore_from)
-    path = folder / LAST if folder.is_dir() else folder
-    meta = read_record(path) if path.is_file() else {}
-    if not isinstance(meta.get("config"), Mapping):
-        return None
-    settings = {name: value for name, value in meta["config"].items() if name != "run"}
-    if "subsets" in meta.get("classes", {}):  # the whole table, whatever becomes of the one that is shipped
-        settings["classes"] = meta["classes"]
-    beside = path.with_name(CONFIG)
-    return str(beside) if beside.is_file() else "", settings
 
 
 def last_checkpoint(restore_from: str) -> Path | str:

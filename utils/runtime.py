@@ -1,30 +1,21 @@
-"""The machine: device, precision, seeds, and how a script ends."""
+"""The machine: device, precision, seeds."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import random
 import re
-import select
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NoReturn, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
 from utils.config import ConfigError
-from utils.interrupts import NO_READER, interruptible
-from utils.nonfinite import NonFiniteError
 
-MEMORY_HELP = (
-    "what needs less: a smaller batch_size with a larger iter_size, a smaller size of [source] and [target], "
-    "--precision bf16 or fp16, [model] checkpointing = true, output_stride = 16 (without feature_strides)"
-)
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, or what one file may take
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 Item = TypeVar("Item")
@@ -124,55 +115,3 @@ def peak_memory_mb(device: torch.device) -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere
-
-
-def launch(main: Callable[[Sequence[str] | None], None], mistakes: tuple[type[Exception], ...]) -> None:
-    """Run a script's main and leave: 0, or 2 with one clear line for a user's mistake, a full disk or too little
-    memory, 1 with one for numbers that are none, 130 for Ctrl-C, 141 where nobody reads the output any more (`| head`),
-    or 1 with a traceback."""
-    with interruptible():
-        try:
-            main(None)
-        except mistakes as error:
-            _leave(2, _in_the_way(error) if isinstance(error, OSError) else str(error))
-        except NonFiniteError as error:
-            _leave(1, str(error))
-        except torch.OutOfMemoryError as error:
-            reason = ". ".join(str(error).split(". ")[:2])  # what was wanted; the rest is about the allocator
-            _leave(2, f"{reason}; {MEMORY_HELP} (docs/performance.md)")
-        except OSError as error:
-            if isinstance(error, BrokenPipeError) and _nobody_reads():
-                raise SystemExit(NO_READER) from None
-            if error.errno not in FULL:
-                raise
-            _leave(2, f"{error.filename or 'a file'} cannot be written: {error.strerror}; make room and start again")
-
-
-def _in_the_way(error: OSError) -> str:
-    """What is wrong with a place that something was to be written to, or read from."""
-    place = error.filename2 or error.filename
-    if place is None:
-        return str(error)
-    if isinstance(error, IsADirectoryError):
-        return f"{place}: a folder is there, where a file should be"
-    if isinstance(error, (FileExistsError, NotADirectoryError)):
-        what = "a file" if os.path.exists(place) or not os.path.islink(place) else "a link that leads nowhere"
-        return f"{place}: {what} is there, where a folder should be ({error.strerror})"
-    return f"{place}: {error.strerror}"
-
-
-def _nobody_reads() -> bool:
-    """Whether standard output is a pipe whose reader has gone; what is left to say is then dropped."""
-    if not hasattr(select, "poll"):  # Windows
-        return False
-    output = select.poll()
-    output.register(sys.stdout, 0)
-    if not any(event & select.POLLERR for _, event in output.poll(0)):
-        return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
-    return True
-
-
-def _leave(code: int, reason: str) -> NoReturn:
-    print(f"error: {reason}", file=sys.stderr)
-    raise SystemExit(code) from None

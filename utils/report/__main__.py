@@ -16,10 +16,9 @@ from pathlib import Path
 
 from utils.config import Parser
 from utils.flags import at_least_one, output_file
+from utils.launch import launch
 from utils.log import say
-from utils.mistakes import MISTAKES
 from utils.report.write import write_reports
-from utils.runtime import launch
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,4 +47,4 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    launch(main, MISTAKES)
+    launch(main)
