@@ -280,5 +280,5 @@ def test_the_configuration_sets_folder_and_limit_of_every_data_set(tmp_path: Pat
 
 @pytest.mark.parametrize("value", [0, -1.5, float("nan"), float("inf")])
 def test_a_limit_that_cannot_be_is_refused(tmp_path: Path, value: float) -> None:
-    with pytest.raises(ConfigError, match=r"own\.toml: \[run\] cache_gb must be a number above 0, not"):
+    with pytest.raises(ConfigError, match=r"own\.toml: \[run\] cache_gb must be above 0"):
         build_config(own_settings(tmp_path, run={"cache_gb": value}), where="own.toml")

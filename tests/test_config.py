@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,13 @@ from utils import datasets, networks
 from utils.config import (
     Config,
     ConfigError,
+    CycleGANSettings,
     Evaluate,
     Model,
     PseudoLabels,
     Run,
     Stage,
+    Translation,
     Weights,
     build_config,
 )
@@ -369,6 +372,10 @@ def test_a_wrong_override_is_one_line_that_names_the_key(assignment: str, named:
         (["--num-steps", "5", "--num-steps-stop", "6"], ["num_steps", "num_steps_stop"]),
         (["--learning-rate", "nan"], ["learning_rate"]),
         (["--momentum", "-1"], ["momentum"]),
+        (["--momentum", "5"], ["command line: [step1] momentum", "below 1"]),
+        (["--learning-rate", "inf"], ["learning_rate", "finite"]),
+        (["--lambda-adv-cls", "-1"], ["weights.stuff", "at least 0"]),
+        (["--override", "step1.powr=1"], ["command line: step1", "powr", "power"]),
         (["--random-seed", "-1"], ["seed"]),
         (["--random-seed", str(2**70)], ["seed"]),
         (["--lambda-adv-cls", "nan"], ["stuff"]),
@@ -412,6 +419,50 @@ def test_a_mistake_in_the_file_is_one_line_that_names_file_and_key(
     path = write_settings(tmp_path / "own.toml", own_settings(tmp_path, **sections))
     message = refuse("step1", "--config", str(path))
     assert all(word in message for word in [str(path), *named]), message
+
+
+def numbers() -> Iterator[tuple[str, type]]:
+    """Dotted key of every number of the configuration, or list of numbers, and its type."""
+    sections = {
+        "run": Run,
+        "model": Model,
+        "translation": Translation,
+        "cyclegan": CycleGANSettings,
+        **{"step1": Stage, "step1.weights": Weights, "pseudo_label": PseudoLabels, "evaluate": Evaluate},
+    }
+    for section, kind in sections.items():
+        for key, hint in typing.get_type_hints(kind).items():
+            leaf = (*typing.get_args(hint), hint)[0]
+            if leaf in (int, float):
+                yield f"{section}.{key}", leaf
+
+
+# Refused with the name of the setting by what they are given to, or with the whole list that they are in.
+OTHERWISE = {"model.branches", "model.output_stride", "model.feature_strides", "cyclegan.crop", "model.input_mean"}
+OTHERWISE |= {"pseudo_label.scales", "evaluate.scales"}
+
+
+@pytest.mark.parametrize(("key", "kind"), [entry for entry in numbers() if entry[0] not in OTHERWISE])
+def test_every_number_has_its_range(key: str, kind: type) -> None:
+    """None may be below 0; what is no whole number may be neither infinite nor no number at all."""
+    wrong = ("-1",) if kind is int else ("-1", "-inf", "inf", "nan")
+    for value in wrong:
+        listed = f"[{value},{value}]" if key in ("step1.aim_weights", "pseudo_label.size") else value
+        message = refuse("step1", "--override", f"{key}={listed}")
+        section, _, name = key.partition(".")
+        assert message.startswith(f"command line: [{section}] {name} must "), message
+
+
+def test_a_mistake_of_the_file_is_not_blamed_on_the_command_line(tmp_path: Path) -> None:
+    path = write_settings(tmp_path / "own.toml", own_settings(tmp_path, step1={"momentum": 5}))
+    assert refuse("step1", "--config", str(path), "--batch-size", "2").startswith(f"{path}: [step1] momentum")
+    assert read("step1", "--config", str(path), "--momentum", "0.5")[0].step1.momentum == 0.5
+
+
+def test_a_byte_order_mark_before_a_configuration_is_no_mistake(tmp_path: Path) -> None:
+    path = write_settings(tmp_path / "own.toml", own_settings(tmp_path, run={"seed": 7}))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read("step1", "--config", str(path))[0].run.seed == 7
 
 
 @pytest.mark.parametrize("text", ["a = ", "= 1", "[source", "\x00", "a = 1\na = 2"])

@@ -31,17 +31,6 @@ ISIA = ("none", "paper", "released")
 LABEL_MAPS = ("prediction", "merged")
 TEACHER_WEIGHTS = ("image", "pixel")
 MAX_SEED = 2**63 - 1  # torch's
-NOT_NEGATIVE = (  # settings of a stage
-    "keep",
-    "rare_classes",
-    "num_steps_stop",
-    "learning_rate",
-    "head_lr_factor",
-    "learning_rate_d",
-    "momentum",
-    "weight_decay",
-    "power",
-)
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "gta5_to_cityscapes.toml"
 
 
@@ -292,6 +281,57 @@ class Config:
         return dataclasses.asdict(self)
 
 
+@dataclass(frozen=True)
+class Range:
+    """Finite numbers from `least` to `most`; `above`, `below`: the bound itself is none of them."""
+
+    least: float = 0
+    most: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        over = value > self.least if self.above else value >= self.least
+        under = value < self.most if self.below else value <= self.most
+        return over and under and value < math.inf
+
+    def __str__(self) -> str:
+        """What such a number must do."""
+        if not (self.above or self.below or self.most == math.inf):
+            return f"lie in {self.least}..{self.most}"
+        low = f"be {'above' if self.above else 'at least'} {self.least}"
+        return low if self.most == math.inf else f"{low} and {'below' if self.below else 'at most'} {self.most}"
+
+
+COUNT, NOT_NEGATIVE, SHARE, RATE = Range(1), Range(0), Range(0, 1), Range(0, 1, below=True)
+RANGES: dict[type, dict[str, Range]] = {  # of every number that is not checked by what it is given to
+    Run: {
+        "seed": Range(0, MAX_SEED),
+        "num_workers": NOT_NEGATIVE,
+        "log_every": COUNT,
+        "cache_gb": Range(0, above=True),
+    },
+    Model: {"width": COUNT, "discriminator_width": COUNT},
+    Translation: {"beta": Range(0, 0.5), "styles": NOT_NEGATIVE, "probability": SHARE},
+    CycleGANSettings: {
+        **dict.fromkeys(("num_steps", "save_every", "batch_size", "width", "discriminator_width"), COUNT),
+        **dict.fromkeys(("blocks", "pool", "learning_rate"), NOT_NEGATIVE),
+        **dict.fromkeys(("lambda_cycle", "lambda_identity", "lambda_semantic"), NOT_NEGATIVE),
+    },
+    Weights: {term.name: NOT_NEGATIVE for term in dataclasses.fields(Weights)},
+    Stage: {
+        **dict.fromkeys(("num_steps", "batch_size", "iter_size", "save_pred_every", "num_prototype"), COUNT),
+        **dict.fromkeys(("instances", "mask_block"), COUNT),
+        **dict.fromkeys(("num_steps_stop", "keep", "learning_rate", "head_lr_factor", "learning_rate_d"), NOT_NEGATIVE),
+        **dict.fromkeys(("weight_decay", "power", "aim_weights", "rare_classes"), NOT_NEGATIVE),
+        **dict.fromkeys(("teacher_momentum", "teacher_threshold", "mask_ratio"), SHARE),
+        "momentum": RATE,
+    },
+    PseudoLabels: {"size": COUNT, "cap": SHARE, "proportion": SHARE},
+    Evaluate: {"batch_size": COUNT, "boundary_ratio": Range(0, 1, above=True)},
+}
+
+
 def nearest(name: str, choices: Sequence[str]) -> str:
     """` (did you mean X?)`, or nothing when nothing is close."""
     found = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
@@ -329,7 +369,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomli.loads(path.read_text(encoding="utf-8"))
+        return tomli.loads(path.read_text(encoding="utf-8-sig"))  # as Windows editors write it, too
     except FileNotFoundError:
         raise ConfigError(f"configuration {path} not found; the shipped ones are in {DEFAULT_CONFIG.parent}") from None
     except (OSError, UnicodeDecodeError, tomli.TOMLDecodeError) as error:
@@ -404,33 +444,34 @@ def _check_size(size: Any, where: str) -> None:
 
 def _check(config: Config, where: str) -> None:
     """Values that no type can rule out."""
+    _check_ranges(config, f"{where}: ")
     _one_of(config.run.precision, PRECISIONS, f"{where}: [run] precision")
     for key in ("nonfinite", "bad_files"):
         _one_of(getattr(config.run, key), POLICIES, f"{where}: [run] {key}")
     _check_switches(config, where)
-    _check_translation(config.translation, f"{where}: [translation]")
-    _check_cyclegan(config.cyclegan, f"{where}: [cyclegan]")
+    _one_of(config.translation.method, TRANSLATIONS, f"{where}: [translation] method")
+    _check_size(config.cyclegan.crop, f"{where}: [cyclegan] crop")
     mean = config.model.input_mean
     if mean and not (len(mean) == 3 and all(0 <= value <= 255 for value in mean)):
         raise ConfigError(f"{where}: [model] input_mean must be three numbers within 0..255, not {list(mean)}")
     for name, stage in (("step1", config.step1), ("step2", config.step2)):
         _check_stage(stage, f"{where}: [{name}]")
-    for key in ("cap", "proportion"):
-        _within(getattr(config.pseudo_label, key), 1, f"{where}: [pseudo_label] {key}")
-    _at_least(min(config.pseudo_label.size), 1, f"{where}: [pseudo_label] size")
-    if not 0 <= config.run.seed <= MAX_SEED:
-        raise ConfigError(f"{where}: [run] seed must lie in 0..{MAX_SEED}, not {config.run.seed}")
-    _at_least(config.run.num_workers, 0, f"{where}: [run] num_workers")
-    _at_least(config.run.log_every, 1, f"{where}: [run] log_every")
-    if not 0 < config.run.cache_gb < math.inf:
-        raise ConfigError(f"{where}: [run] cache_gb must be a number above 0, not {config.run.cache_gb}")
-    _at_least(config.evaluate.batch_size, 1, f"{where}: [evaluate] batch_size")
     _check_scales(config.pseudo_label.scales, f"{where}: [pseudo_label] scales")
     _check_scales(config.evaluate.scales, f"{where}: [evaluate] scales")
-    if not 0 < config.evaluate.boundary_ratio <= 1:
-        raise ConfigError(
-            f"{where}: [evaluate] boundary_ratio must be above 0 and at most 1, not {config.evaluate.boundary_ratio}"
-        )
+
+
+def _check_ranges(settings: Any, where: str) -> None:
+    """Every number of a section, and of the sections in it, against `RANGES`."""
+    for key, allowed in RANGES.get(type(settings), {}).items():
+        value = getattr(settings, key)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number not in allowed:
+                finite = " and finite" if number == math.inf else ""
+                raise ConfigError(f"{where}{key} must {allowed}{finite}, not {number}")
+    for entry in dataclasses.fields(settings):
+        inner = getattr(settings, entry.name)
+        if dataclasses.is_dataclass(inner):
+            _check_ranges(inner, f"{where}[{entry.name}] " if isinstance(settings, Config) else f"{where}{entry.name}.")
 
 
 def _check_scales(scales: Sequence[float], where: str) -> None:
@@ -447,21 +488,6 @@ def _check_switches(config: Config, where: str) -> None:
             raise ConfigError(f"{where}: [run] compile cannot look into [model] {key}; switch one of the two off")
 
 
-def _check_translation(translation: Translation, where: str) -> None:
-    _one_of(translation.method, TRANSLATIONS, f"{where} method")
-    _at_least(translation.styles, 0, f"{where} styles")
-    _within(translation.beta, 0.5, f"{where} beta")
-    _within(translation.probability, 1, f"{where} probability")
-
-
-def _check_cyclegan(settings: CycleGANSettings, where: str) -> None:
-    for key in ("num_steps", "save_every", "batch_size", "width", "discriminator_width"):
-        _at_least(getattr(settings, key), 1, f"{where} {key}")
-    for key in ("blocks", "pool", "learning_rate", "lambda_cycle", "lambda_identity", "lambda_semantic"):
-        _at_least(getattr(settings, key), 0, f"{where} {key}")
-    _check_size(settings.crop, f"{where} crop")
-
-
 def _check_stage(stage: Stage, where: str) -> None:
     _one_of(stage.statistics, STATISTICS, f"{where} statistics")
     _one_of(stage.optimizer, OPTIMIZERS, f"{where} optimizer")
@@ -469,36 +495,20 @@ def _check_stage(stage: Stage, where: str) -> None:
     _one_of(stage.isia, ISIA, f"{where} isia")
     _one_of(stage.label_map, LABEL_MAPS, f"{where} label_map")
     _one_of(stage.teacher_weights, TEACHER_WEIGHTS, f"{where} teacher_weights")
-    for key in ("num_steps", "batch_size", "iter_size", "save_pred_every", "num_prototype", "instances", "mask_block"):
-        _at_least(getattr(stage, key), 1, f"{where} {key}")
-    for key in NOT_NEGATIVE:
-        _at_least(getattr(stage, key), 0, f"{where} {key}")
-    for key in ("teacher_momentum", "teacher_threshold", "mask_ratio"):
-        _within(getattr(stage, key), 1, f"{where} {key}")
-    _at_least(stage.num_steps, stage.num_steps_stop, f"{where} num_steps (num_steps_stop)")
+    if stage.num_steps_stop > stage.num_steps:
+        raise ConfigError(
+            f"{where} num_steps_stop must be at most num_steps, {stage.num_steps}, not {stage.num_steps_stop}"
+        )
     for term, modes in (("separation", ("paper", "released")), ("aggregation", ("paper",))):
         if getattr(stage.weights, term) and stage.isia not in modes:
             raise ConfigError(
                 f"{where} weights.{term} needs isia = {' or '.join(map(repr, modes))}, not {stage.isia!r}"
             )
-    for term, weight in dataclasses.asdict(stage.weights).items():
-        if not math.isfinite(weight):
-            raise ConfigError(f"{where} weights.{term} must be a finite number, not {weight}")
 
 
 def _one_of(value: str, choices: Sequence[str], where: str) -> None:
     if value not in choices:
         raise ConfigError(f"{where} is {value!r}; choose one of {', '.join(choices)}{nearest(value, choices)}")
-
-
-def _within(value: float, most: float, where: str) -> None:
-    if not 0 <= value <= most:
-        raise ConfigError(f"{where} must lie in 0..{most}, not {value}")
-
-
-def _at_least(value: float, least: float, where: str) -> None:
-    if not value >= least:
-        raise ConfigError(f"{where} must be at least {least}, not {value}")
 
 
 class Parser(argparse.ArgumentParser):

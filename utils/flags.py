@@ -7,6 +7,7 @@ result with what only the command line can say.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import json
@@ -200,11 +201,11 @@ def parse(
         override(data, path, value)
     if getattr(arguments, "data_list", None) is not None:
         (own,) = sections
-        split = getattr(build_config(data, where=where), own).split
+        split = getattr(_built(base, data, where), own).split
         changes[f"target.{split}_list"] = arguments.data_list
         override(data, f"target.{split}_list", arguments.data_list)
     name = Path(arguments.config).stem
-    config = hand_over(build_config(data, where=where), name)
+    config = hand_over(_built(base, data, where), name)
     _check_ignore_label(arguments)
     _check_outputs(arguments)
     options = Options(
@@ -238,6 +239,18 @@ def _base(
     arguments.config, data = found
     override(data, f"{section}.restore_from", restore_from)
     return data, (f"no --config: as recorded with the weights in {restore_from}",)
+
+
+def _built(base: Mapping[str, Any], data: Mapping[str, Any], where: str) -> Config:
+    """The configuration `data`, which is `base`, of the file `where`, with the flags laid over it. Raises ConfigError
+    that blames the command line for what is no mistake of the file."""
+    try:
+        return build_config(data, where=where)
+    except ConfigError:
+        with contextlib.suppress(ConfigError):
+            build_config(base, where=where)
+            where = "command line"
+    return build_config(data, where=where)
 
 
 def next_command(
