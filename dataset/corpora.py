@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -80,18 +81,18 @@ class Corpus:
         table = _with_defaults(Table(entries, KEYS, where))
         table.required("root")
         decoding = LabelDecoding.from_table(table, num_classes)
-        label_suffix = table.text("label_suffix", ".png")
+        image_suffix, label_suffix = _suffix(table, "image_suffix"), _suffix(table, "label_suffix")
         if decoding.ids and "trainid" in label_suffix.lower():
             raise DataError(
                 f"{where}: label_suffix {label_suffix!r} names files of train ids, but ids maps raw ids;"
                 " set ids = {} and ignore = [255], or use the raw labels"
             )
         return cls(
-            name=str(entries.get("corpus", "custom")),
+            name=str(entries.get("corpus", where)),
             root=Path(table.text("root", "")),
             images=table.text("images", "images"),
             labels=table.text("labels", "labels"),
-            image_suffix=table.text("image_suffix", ".png"),
+            image_suffix=image_suffix,
             label_suffix=label_suffix,
             decoding=decoding,
             lists={split: path for split in SPLITS if (path := table.text(f"{split}_list", ""))},  # empty: no list
@@ -216,16 +217,7 @@ class Corpus:
                 "list entries that occur twice", where, f"{name} is listed already on line {lines[name]}; remove one"
             )
         if not (folder / name).is_file():
-            words = name.split()
-            if len(words) > 1 and (folder / words[0]).is_file():
-                raise EntryError(
-                    "list entries with a second column",
-                    where,
-                    f"{name!r} has a second column; a list holds one image name a line",
-                )
-            raise EntryError(
-                "list entries without an image", where, f"no image {name} in {folder}; correct the list or root"
-            )
+            raise self._absent(name, folder, where)
         if not name.endswith(self.image_suffix):
             raise EntryError(
                 "list entries with another suffix",
@@ -233,6 +225,32 @@ class Corpus:
                 f"{name} does not end in {self.image_suffix!r}; correct the list or image_suffix",
             )
         return name
+
+    def _absent(self, name: str, folder: Path, where: str) -> EntryError:
+        """What is wrong with an entry that names no file."""
+        words = name.split()
+        if len(words) > 1 and (folder / words[0]).is_file():
+            return EntryError(
+                "list entries with a second column",
+                where,
+                f"{name!r} has a second column; a list holds one image name a line",
+            )
+        if (folder / f"{name}{self.image_suffix}").is_file():
+            return EntryError(
+                "list entries without their suffix",
+                where,
+                f"{name} lacks its suffix; a list holds whole names, here {name}{self.image_suffix}",
+            )
+        if any((folder / unicodedata.normalize(form, name)).is_file() for form in ("NFC", "NFD")):
+            return EntryError(
+                "list entries in another Unicode form",
+                where,
+                f"{name} is in {folder} in another Unicode form, which looks the same (NFD where macOS named "
+                "the file, NFC elsewhere); write the list from the folder's own names, or rename the files",
+            )
+        return EntryError(
+            "list entries without an image", where, f"no image {name} in {folder}; correct the list or root"
+        )
 
     def _found(self, split: str, folder: Path) -> list[str]:
         if split != "train" and "{split}" not in self.images:
@@ -302,6 +320,14 @@ def _with_defaults(table: Table) -> Table:
     return Table({**base.entries, **table.entries}, KEYS, table.where)
 
 
+def _suffix(table: Table, key: str) -> str:
+    """The end of file names, `.png` unless the table says otherwise."""
+    suffix = table.text(key, ".png")
+    if suffix and "." not in suffix:
+        raise DataError(f"{table.where}: {key} {suffix!r} has no dot; it is the end of a file name, such as '.png'")
+    return suffix
+
+
 def _trust_ids(table: Table) -> bool:
     value = table.entries.get("trust_ids", False)
     if not isinstance(value, bool):
@@ -320,7 +346,10 @@ def _entries(path: Path) -> Iterator[tuple[int, str]]:
     """(line number, entry) of a list file, without blank lines, carriage returns and byte-order mark."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}, line {line}: the list is not UTF-8 text; save it as UTF-8") from None
+    except OSError as error:
         raise DataError(f"{path}: cannot read the list ({error})") from None
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():

@@ -131,7 +131,7 @@ class BatchLoader(DataLoader[Any]):
             if isinstance(batch, DataError):
                 # A new one: an exception and the frame that names it hold each other, and with them the processes,
                 # which then take five seconds to end.
-                raise DataError(*batch.args)
+                raise DataError(str(batch))
             known.update(batch.skipped)
             if len(known) > self.dataset.tolerated:
                 raise DataError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,7 @@ def test_absolute_entry_inside_the_folder_is_taken(root: Path) -> None:
         ("a/../a/one.png\n", "line 1: .* is not inside"),
         ("/etc/passwd\n", "line 1: /etc/passwd is not inside"),
         ("a\n", "line 1: no image a "),
+        ("a/one.png\nb/two\n", r"line 2: b/two lacks its suffix; .* whole names, here b/two\.png"),
         ("\n  \n", "the list is empty"),
     ],
 )
@@ -196,6 +198,29 @@ def test_bad_list_is_refused(root: Path, text: str, message: str) -> None:
         with_list(root, text).samples("train", labelled=False)
     assert "list.txt" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_list_that_is_not_utf_8_is_refused_by_its_line(root: Path) -> None:
+    (root / "list.txt").write_bytes("a/one.png\nb/caf\xe9.png\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"list\.txt, line 2: the list is not UTF-8 text"):
+        own(root, train_list="list.txt").samples("train", labelled=False)
+
+
+@pytest.mark.parametrize(("listed", "stored"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_name_in_another_unicode_form_is_said_to_be_one(root: Path, listed: str, stored: str) -> None:
+    """As in a list from elsewhere for files that macOS named."""
+    touch(root / "images", unicodedata.normalize(stored, "b/caf\xe9.png"))
+    if (root / "images" / unicodedata.normalize(listed, "b/caf\xe9.png")).is_file():
+        pytest.skip("this file system takes both forms for one name")
+    with pytest.raises(DataError, match=r"line 1: .* in another Unicode form"):
+        with_list(root, unicodedata.normalize(listed, "b/caf\xe9.png")).samples("train", labelled=False)
+
+
+def test_a_table_without_a_corpus_is_named_as_it_was_written(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"set root or images of own\.toml \[source\]$"):
+        own(root, images="gone").samples("train", labelled=False)
+    with pytest.raises(DataError, match=r"^own\.toml \[source\]: no val list given"):
+        own(root).samples("val", labelled=False)
 
 
 def test_name_with_a_space_is_one_name(root: Path) -> None:
@@ -231,6 +256,8 @@ def test_list_is_found_here_then_below_root(root: Path, tmp_path: Path, monkeypa
         ({"quux": 1}, "unknown key 'quux'; known: corpus, decode"),
         ({"corpus": "gta"}, "no shipped table 'gta' in corpora; did you mean 'gta5'"),
         ({"root": 3}, "root must be a string, found 3"),
+        ({"image_suffix": "png"}, r"\[source\]: image_suffix 'png' has no dot; .* such as '\.png'"),
+        ({"label_suffix": "png"}, "label_suffix 'png' has no dot"),
         ({"decode": "colour"}, "decode must be one of index, channel, threshold"),
         ({"decode": 1}, "decode must be a string"),
         ({"ids": [1, 2]}, "ids must be a table"),

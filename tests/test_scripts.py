@@ -506,6 +506,10 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...], tuple[st
         turned_truth,
         *(EVALUATE, ("--restore-from", "w.pth", "--in-memory"), ("labels/v1.png", "48x64", "turn the image files")),
     ),
+    "truth with an unknown id": (
+        repaint("world/labels", "v", 77),
+        *(EVALUATE, ("--restore-from", "w.pth", "--in-memory"), ("error: world/labels/v", "unknown label ids 77")),
+    ),
     "truth that is missing": (
         lambda root: (root / "world/labels/v1.png").unlink(),
         *(EVALUATE, ("--restore-from", "w.pth", "--in-memory"), ("labels", "v1.png")),
