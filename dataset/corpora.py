@@ -241,7 +241,8 @@ class Corpus:
                 where,
                 f"{name} lacks its suffix; a list holds whole names, here {name}{self.image_suffix}",
             )
-        if any((folder / unicodedata.normalize(form, name)).is_file() for form in ("NFC", "NFD")):
+        composed, decomposed = unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)
+        if (folder / composed).is_file() or (folder / decomposed).is_file():
             return EntryError(
                 "list entries in another Unicode form",
                 where,
@@ -347,8 +348,8 @@ def _entries(path: Path) -> Iterator[tuple[int, str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}, line {line}: the list is not UTF-8 text; save it as UTF-8") from None
+        number = error.object.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}, line {number}: the list is not UTF-8 text; save it as UTF-8") from None
     except OSError as error:
         raise DataError(f"{path}: cannot read the list ({error})") from None
     for number, line in enumerate(text.split("\n"), start=1):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+<<<<<<< ours
 import errno
 import os
 import unicodedata
+=======
+>>>>>>> theirs
 from pathlib import Path
 from typing import Any
 
@@ -206,14 +209,17 @@ def test_a_list_that_is_not_utf_8_is_refused_by_its_line(root: Path) -> None:
         own(root, train_list="list.txt").samples("train", labelled=False)
 
 
-@pytest.mark.parametrize(("listed", "stored"), [("NFC", "NFD"), ("NFD", "NFC")])
+COMPOSED, DECOMPOSED = "b/caf\u00e9.png", "b/cafe\u0301.png"
+
+
+@pytest.mark.parametrize(("listed", "stored"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
 def test_a_name_in_another_unicode_form_is_said_to_be_one(root: Path, listed: str, stored: str) -> None:
     """As in a list from elsewhere for files that macOS named."""
-    touch(root / "images", unicodedata.normalize(stored, "b/caf\xe9.png"))
-    if (root / "images" / unicodedata.normalize(listed, "b/caf\xe9.png")).is_file():
+    touch(root / "images", stored)
+    if (root / "images" / listed).is_file():
         pytest.skip("this file system takes both forms for one name")
     with pytest.raises(DataError, match=r"line 1: .* in another Unicode form"):
-        with_list(root, unicodedata.normalize(listed, "b/caf\xe9.png")).samples("train", labelled=False)
+        with_list(root, f"{listed}\n").samples("train", labelled=False)
 
 
 def test_a_table_without_a_corpus_is_named_as_it_was_written(root: Path, tmp_path: Path) -> None:
