@@ -43,9 +43,19 @@ def _arguments(parser: Parser) -> None:
     parser.add_argument("--write", metavar="KIND,...", help=f"what to write of {kinds} (default: all there are)")
     parser.add_argument("--frames", action="store_true", help="write every frame of a video as PNGs, too")
     parser.add_argument("--opacity", type=float, default=0.5, metavar="X", help="of the overlay's colours (0.5)")
-    parser.add_argument("--size", type=width_height, metavar="W,H", help="what the network sees of a picture")
+    parser.add_argument(
+        "--size",
+        type=width_height,
+        metavar="W,H",
+        help="what the network sees of a picture (default: as many pixels as in training)",
+    )
     parser.add_argument("--scale", type=float, metavar="X", help="instead: a multiple of its own size; 1: as it is")
-    parser.add_argument("--tile", type=width_height, metavar="W,H", help="the most that the network sees at once")
+    parser.add_argument(
+        "--tile",
+        type=width_height,
+        metavar="W,H",
+        help="size of tiles (default: the training size, beyond 4 million pixels)",
+    )
     parser.add_argument("--overlap", type=float, default=0.25, metavar="X", help="of tiles, share of a side (0.25)")
 
 

@@ -34,7 +34,7 @@ from utils.config import (
     Weights,
     build_config,
 )
-from utils.flags import PREDICTION, TRAINING, Flag, Options, parse
+from utils.flags import EVALUATION, PICTURES, PREDICTION, TRAINING, TRANSLATING, Flag, Options, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted((ROOT / "configs").glob("*.toml"))
@@ -283,6 +283,28 @@ def _differences(left: Any, right: Any, prefix: str = "") -> Iterator[str]:
             yield from _differences(left.get(key), right.get(key), f"{prefix}{key}.")
     elif left != right:
         yield prefix.rstrip(".")
+
+
+@pytest.mark.parametrize("flags", [TRAINING, PREDICTION, EVALUATION, TRANSLATING, PICTURES])
+def test_every_flag_is_explained(flags: Sequence[Flag]) -> None:
+    assert [flag.name for flag in flags if not flag.help] == []
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ("step1", "momentum of SGD (step1.momentum = 0.9)"),
+        ("step2", "weight of stuff matching (step2.weights.stuff = 0.0)"),
+        ("step1", "root folder of the source (source.root)"),
+        ("step1", "a run folder, random, torchvision or timm (step1.restore_from)"),
+        ("evaluate", "weights: a file or a run folder (evaluate.restore_from)"),
+        ("pseudo_label", "weights: a file or a run folder (pseudo_label.restore_from)"),
+    ],
+)
+def test_help_names_the_key_and_its_default(section: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read(section, "--help")
+    assert said in " ".join(capsys.readouterr().out.split())
 
 
 def test_continue_train_reaches_the_script() -> None:

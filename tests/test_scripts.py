@@ -478,6 +478,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...], tuple[st
         *(SCORE, SCORED, ("out/v0.png", "32x24", "64x48")),
     ),
     "prediction of label ids": (repaint("out", "v", 33), SCORE, SCORED, ("out/v", "33")),
+    "a device where none is used": (nothing, SCORE, (*SCORED, "--gpu", "0"), ("unknown argument --gpu",)),
     "no folder of predictions": (nothing, SCORE, ("world/labels", "gone"), ("gone",)),
     "no folder of truth": (nothing, SCORE, ("gone", "out"), ("gone",)),
     "report below a file": (nothing, SCORE, (*SCORED, "--csv", "own.toml/scores.csv"), ("--csv", "own.toml")),

@@ -69,10 +69,10 @@ SHARED = (
     Flag("--num-workers", "run.num_workers", int, "processes that load images"),
     Flag("--precision", "run.precision", str, "fp32, fp16 (with loss scaling) or bf16", PRECISIONS),
     Flag("--model", "model.name", str, "resnet18/34/50/101, DeepLab, VGG, Oracle or timm:<name>"),
-    Flag("--restore-from", "{section}.restore_from", str, "weights: a file, a run folder or random/torchvision/timm"),
 )
 TRAINING = (
     *SHARED,
+    Flag("--restore-from", "{section}.restore_from", str, "start: a file, a run folder, random, torchvision or timm"),
     Flag("--data-dir", "source.root", str, "root folder of the source"),
     Flag("--data-list", "source.train_list", str, "list of source images"),
     Flag("--input-size", "source.size", width_height, "size of source images, W,H"),
@@ -81,12 +81,12 @@ TRAINING = (
     Flag("--data-list-target-test", "target.val_list", str, "list of target validation images"),
     Flag("--input-size-target", "target.size", width_height, "size of target images, W,H"),
     Flag("--set", "{section}.split", str, "split of the target to train on"),
-    Flag("--batch-size", "{section}.batch_size", int),
+    Flag("--batch-size", "{section}.batch_size", int, "images per domain and batch"),
     Flag("--iter-size", "{section}.iter_size", int, "batches accumulated per update"),
-    Flag("--learning-rate", "{section}.learning_rate", float),
+    Flag("--learning-rate", "{section}.learning_rate", float, "learning rate at the start"),
     Flag("--learning-rate-D", "{section}.learning_rate_d", float, "learning rate of the discriminator"),
-    Flag("--momentum", "{section}.momentum", float),
-    Flag("--weight-decay", "{section}.weight_decay", float),
+    Flag("--momentum", "{section}.momentum", float, "momentum of SGD"),
+    Flag("--weight-decay", "{section}.weight_decay", float, "weight decay of the network"),
     Flag("--power", "{section}.power", float, "exponent of the learning rates' decay"),
     Flag("--lambda-adv-target", "{section}.weights.adv", float, "weight of the adversarial loss"),
     Flag("--lambda-adv-cls", "{section}.weights.stuff", float, "weight of stuff matching"),
@@ -102,20 +102,23 @@ TRAINING = (
         *("none; source images like the target's: fda, lab, histogram", TRANSLATIONS),
     ),
     Flag("--ssl-target-dir", "{section}.pseudo_labels", str, "folder of pseudo labels"),
-    Flag("--log-dir", "run.log_dir", str, "folder of TensorBoard files"),
-    Flag("--random-mirror", "{section}.random_mirror", bool),
-    Flag("--random-scale", "{section}.random_scale", bool),
-    Flag("--random-turn", "{section}.random_turn", bool, "by quarter turns: for images from above"),
-    Flag("--compile", "run.compile", bool),
-    Flag("--deterministic", "run.deterministic", bool),
+    Flag("--tensorboard", "run.tensorboard", bool, "write TensorBoard files"),
+    Flag("--log-dir", "run.log_dir", str, "folder of TensorBoard files, if not the run's"),
+    Flag("--random-mirror", "{section}.random_mirror", bool, "mirror images with probability 1/2"),
+    Flag("--random-scale", "{section}.random_scale", bool, "scale images by 0.5..1.5, then crop or pad"),
+    Flag("--random-turn", "{section}.random_turn", bool, "turn images by quarters: for those from above"),
+    Flag("--compile", "run.compile", bool, "let torch.compile make the kernels"),
+    Flag("--deterministic", "run.deterministic", bool, "the same kernels in the same order every time"),
     Flag("--keep", "{section}.keep", int, "latest snapshots that stay on the disk; 0: all"),
 )
 VIEWS = (
     Flag("--scales", "{section}.scales", _numbers, "average the probabilities at these multiples of the input size"),
     Flag("--flip", "{section}.flip", bool, "average with the mirror image, too"),
 )
+WEIGHTS = Flag("--restore-from", "{section}.restore_from", str, "weights: a file or a run folder")
 PREDICTION = (
     *SHARED,
+    WEIGHTS,
     *VIEWS,
     Flag("--data-dir", "target.root", str, "root folder of the target"),
     Flag("--set", "{section}.split", str, "split of the target"),
@@ -126,7 +129,15 @@ EVALUATION = (
     Flag("--label-ids", "{section}.label_ids", str, "folder for PNGs of official label ids, too"),
 )
 _ALIKE = (
-    *("--random-seed", "--num-workers", "--precision", "--log-dir", "--snapshot-dir", "--random-mirror"),
+    *(
+        "--random-seed",
+        "--num-workers",
+        "--precision",
+        "--log-dir",
+        "--snapshot-dir",
+        "--random-mirror",
+        "--tensorboard",
+    ),
     *("--data-dir", "--data-list", "--input-size", "--data-dir-target", "--data-list-target", "--input-size-target"),
     *("--batch-size", "--learning-rate", "--num-steps"),
 )
@@ -140,7 +151,7 @@ PICTURES = (
     *VIEWS,
     Flag("--precision", "run.precision", str, "fp32, fp16 or bf16", PRECISIONS),
     Flag("--model", "model.name", str, "name of the network, for weights that do not tell"),
-    Flag("--restore-from", "{section}.restore_from", str, "weights: a file or a run folder"),
+    WEIGHTS,
     Flag("--save", "{section}.save", str, "output folder"),
 )
 OPT_LEVELS = {"O0": "fp32", "O1": "fp16", "O2": "fp16", "O3": "fp16"}  # of apex, whose own amp is retired
@@ -150,6 +161,8 @@ SHARED_SECTIONS = ("source", "target", "classes", "model", "translation", "run")
 Recorded = Callable[[str], tuple[str, dict[str, Any]] | None]
 """Weights file or run folder -> the configuration that travels with it, after a file that holds it, or ""."""
 REPORTS = ("json", "csv", "markdown")  # flags that name a file of results
+BRACKETS = """In brackets: the key of the configuration that a flag sets, with its value where the file of --config,
+or the one that stands in for it, has none."""
 WITHOUT_EFFECT = ("--target", "--is-training", "--not-restore-last", "--save-num-images")
 
 
@@ -188,7 +201,7 @@ def parse(
     in for the default one where the command line names none.
     """
     sections = (section,) if isinstance(section, str) else tuple(section)
-    parser = _parser(description, flags)
+    parser = _parser(description, flags, sections[0])
     if extend:
         extend(parser)
     arguments = parser.parse_args(argv)
@@ -335,28 +348,44 @@ def report_files(parser: Parser) -> None:
     )
 
 
-def _parser(description: str, flags: Sequence[Flag]) -> Parser:
-    parser = Parser(description=description)
-    parser.add_argument("--config", help="TOML file (default: GTA5 -> Cityscapes)")
+def _parser(description: str, flags: Sequence[Flag], section: str) -> Parser:
+    parser = Parser(description=description, epilog=BRACKETS)
+    parser.add_argument("--config", metavar="FILE", help="TOML file (default: GTA5 -> Cityscapes)")
     parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE", help="any key, e.g. run.seed=1")
     parser.add_argument("--json", type=output_file, default="", metavar="FILE", help="write the result as JSON, too")
-    parser.add_argument("--cpu", action="store_true", help="run on the CPU")
-    parser.add_argument("--gpu", type=int, help="number of the CUDA device")
-    parser.add_argument("--download", action="store_true", help="allow torchvision's or timm's hub to fetch weights")
-    parser.add_argument("--opt-level", metavar="O0..O3", help="apex's names: O0 is --precision fp32, the others fp16")
-    parser.add_argument("--num-classes", type=int, help="checked against the class table")
-    parser.add_argument("--ignore-label", type=int, help="checked: always 255")
-    parser.add_argument("--devkit_dir", help="its info.json is checked against [target] ids")
+    parser.add_argument("--num-classes", type=int, metavar="N", help="checked against the class table")
+    parser.add_argument("--ignore-label", type=int, metavar="N", help="checked: always 255")
+    parser.add_argument("--devkit_dir", metavar="DIR", help="its info.json is checked against [target] ids")
+    _add_network_flags(parser, flags)
     for flag in flags:
-        add_flag(parser, flag, _destination(flag.name))
+        described = f"{flag.help} ({_key_and_default(flag.path.format(section=section))})"
+        add_flag(parser, dataclasses.replace(flag, help=described), _destination(flag.name))
     if flags in (TRAINING, TRANSLATING):
         parser.add_argument("--continue-train", action="store_true", help="go on from last.pt of the run folder")
-        parser.add_argument("--tensorboard", action=argparse.BooleanOptionalAction, default=None)
     elif flags is not PICTURES:
-        parser.add_argument("--data-list", help="list of target images")
+        parser.add_argument("--data-list", metavar="FILE", help="list of target images (target.<split>_list)")
     for name in WITHOUT_EFFECT:
         parser.add_argument(name, dest=_destination(name), nargs="?", const="", help=argparse.SUPPRESS)
     return parser
+
+
+def _add_network_flags(parser: Parser, flags: Sequence[Flag]) -> None:
+    """The flags of every script that runs a network, which is every one whose precision can be set."""
+    if not any(flag.path == "run.precision" for flag in flags):
+        parser.set_defaults(cpu=False, gpu=None, download=False, opt_level=None)
+        return
+    parser.add_argument("--cpu", action="store_true", help="run on the CPU (default: on CUDA, if there is any)")
+    parser.add_argument("--gpu", type=int, metavar="N", help="number of the CUDA device (default: CUDA's own choice)")
+    parser.add_argument("--download", action="store_true", help="allow torchvision's or timm's hub to fetch weights")
+    parser.add_argument("--opt-level", metavar="O0..O3", help="apex's names: O0 is --precision fp32, the others fp16")
+
+
+def _key_and_default(path: str) -> str:
+    """`key = value` of a setting where no file sets it, in TOML; the key alone where its value depends on others."""
+    value: Any = Config(source={}, target={})
+    for key in path.split("."):
+        value = value.get(key, "") if isinstance(value, Mapping) else getattr(value, key)
+    return path if value == "" else f"{path} = {json.dumps(value)}"
 
 
 def add_flag(parser: argparse.ArgumentParser, flag: Flag, destination: str) -> None:
@@ -393,7 +422,6 @@ def _changes(arguments: argparse.Namespace, flags: Sequence[Flag], sections: Seq
     given = {path: getattr(arguments, _destination(name), None) for name, path in paths.items()}
     given["run.device"] = _device(arguments)
     given["run.precision"] = _precision(arguments)
-    given["run.tensorboard"] = getattr(arguments, "tensorboard", None)
     given["model.download"] = arguments.download or None
     said = {path: value for path, value in given.items() if value is not None}
     changes = {path.format(section=section): value for path, value in said.items() for section in sections}
