@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from dataset.labels import IGNORE, LabelDecoding, open_image, read_bytes, refuse_unknown_range
+from dataset.labels import IGNORE, MAKE_IDS, LabelDecoding, open_image, read_bytes, refuse_unknown_range
 from dataset.orientation import PNG_CHUNKS, orientation_of
 from dataset.png import is_png, png_chunks
 from dataset.toml import DataError
@@ -161,7 +161,7 @@ def label_remedy(path: Path, decoding: LabelDecoding) -> str:
             ' ids and set decode = "index"'
         )
     if decoding.kind in decoding.BINARY and mode not in ("1", "L", "RGB"):
-        return "convert it to an 8-bit grey PNG of 0 and 255, without transparency"
+        return f"convert it to an 8-bit grey PNG of 0 and 255, without transparency, or {MAKE_IDS}"
     return ""
 
 

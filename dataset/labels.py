@@ -21,6 +21,7 @@ IGNORE = 255
 UNLABELLED = 0  # the official id of a pixel without an answer
 MAX_CLASSES = 254  # 255 is the ignore label, 254 marks a raw id that no table mentions
 _UNKNOWN = 254
+MAKE_IDS = "make ids of it as docs/configuration.md shows (Labels as colours, or of 16 bits)"
 
 
 # ---- class tables ----
@@ -432,7 +433,7 @@ def _read_index(path: Path, data: bytes) -> np.ndarray:
     if image.mode not in ("L", "P", "1") or image.format == "JPEG":
         raise DataError(
             f"{path}: a label must be a lossless 8-bit grey or palette image of ids, this is {image.format}"
-            f" {image.mode} (a colour or instance file?); check label_suffix and decode"
+            f" {image.mode} (a colour or instance file?); check label_suffix and decode, or {MAKE_IDS}"
         )
     raw = np.asarray(image).astype(np.uint8)
     # Pillow stretches 2- and 4-bit grey to 0..255, but the id is the stored value.
@@ -506,5 +507,5 @@ def _grey_values(path: Path, data: bytes) -> tuple[Image.Image, np.ndarray]:
     if image.mode not in ("1", "L", "RGB"):
         raise DataError(f"{path}: a mask must be an 8-bit grey image, this is {image.format} {image.mode}")
     if image.mode == "RGB" and (np.ptp(np.asarray(image), axis=2) > 0).any():
-        raise DataError(f"{path}: a mask must be grey, this one has colours; check labels and decode")
+        raise DataError(f"{path}: a mask must be grey, this one has colours; check labels and decode, or {MAKE_IDS}")
     return image, np.asarray(image.getchannel("R") if image.mode == "RGB" else image.convert("L"))

@@ -210,6 +210,30 @@ def test_colour_and_instance_files_are_refused(tmp_path: Path) -> None:
             decoding_of("cityscapes").decode(tmp_path / name)
 
 
+def test_the_conversion_that_a_refusal_names_makes_ids(tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(0, 2, (8, 8)).astype(np.uint8)
+    colours = np.array([[128, 64, 128], [70, 130, 180]], dtype=np.uint8)[ids]
+    fetched = tmp_path / "labels_as_fetched" / "city"
+    fetched.mkdir(parents=True)
+    Image.fromarray(colours).save(fetched / "rgb.png")
+    Image.fromarray(np.dstack([colours, ids])).save(fetched / "rgba.png")
+    Image.fromarray(ids.astype(np.uint16)).save(fetched / "deep.png")
+    decoding = train_id_decoding(2)
+    for path in fetched.iterdir():
+        with pytest.raises(DataError) as refusal:
+            decoding.decode(path)
+        assert "(Labels as colours, or of 16 bits)" in str(refusal.value)
+    text = (Path(__file__).parents[1] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    _, _, section = text.partition("### Labels as colours, or of 16 bits\n")
+    program = section.partition("```python\n")[2].partition("```")[0].replace("DIR/", f"{tmp_path}/")
+    exec(program, {})
+    for path in fetched.iterdir():
+        np.testing.assert_array_equal(decoding.decode(tmp_path / "labels" / "city" / path.name), ids)
+    Image.new("RGB", (2, 2), (1, 2, 3)).save(fetched / "other.png")
+    with pytest.raises(SystemExit, match=r"other\.png: a colour that is not in COLOURS"):
+        exec(program, {})
+
+
 def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     decoding = train_id_decoding(19)
     with pytest.raises(DataError, match=r"absent\.png: cannot read the file \(No such file"):
