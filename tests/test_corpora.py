@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< ours
 import errno
 import os
-import unicodedata
-=======
->>>>>>> theirs
 from pathlib import Path
 from typing import Any
 
