@@ -81,6 +81,8 @@ def _files_of(entry: str, without: Path, notes: list[str]) -> list[tuple[Path, P
 def _require_readable(pattern: Path) -> None:
     """Raise DataError for a folder that a pattern leads into and that cannot be read, which glob passes over."""
     for path in (pattern, *pattern.parents[:-1]):
+        if path.parent.name == "**":  # which comes next, with all that it leads into
+            continue
         wanted = os.R_OK | os.X_OK if glob.has_magic(path.name) else os.X_OK  # to be listed, or passed through
         for folder in glob.iglob(str(path if path.name == "**" else path.parent), recursive=True):
             if os.path.isdir(folder) and not os.access(folder, wanted):

@@ -6,6 +6,7 @@ Training and evaluation read pixels as they are stored, since labels lie on thos
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 
 from PIL import ExifTags, Image
@@ -23,10 +24,13 @@ def orientation(image: Image.Image) -> int:
 
 
 def orientation_of(data: bytes) -> int:
-    """The `orientation` of an image file's bytes, which has been decoded before; flaws in its EXIF are passed over."""
+    """The `orientation` of an image file's bytes; 1 where they cannot be decoded, which is for others to say."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return orientation(Image.open(io.BytesIO(data)))
+        warnings.simplefilter("ignore")  # of flaws in EXIF
+        try:
+            return orientation(Image.open(io.BytesIO(data)))
+        except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError):
+            return 1
 
 
 def seen_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:

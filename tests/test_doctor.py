@@ -172,6 +172,15 @@ def test_a_quick_look_accepts_what_training_reads(tmp_path: Path, name: str) -> 
             assert (facts[0].form == "") == (name in WHOLE), facts[0].form
 
 
+def test_an_orientation_in_the_texts_of_a_png(tmp_path: Path) -> None:
+    """XMP counts as EXIF does; a text that Pillow refuses, where training does without Pillow, is passed over."""
+    xmp = chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + b"<tiff:Orientation>6</tiff:Orientation>")
+    much = chunk(b"zTXt", b"much\0\0" + zlib.compress(bytes(2**21)))
+    for texts, orientation in ((xmp, 6), (much, 1)):
+        (tmp_path / "x.png").write_bytes(PNG[:33] + texts + PNG[33:])
+        assert image_facts(tmp_path / "x.png")[0].orientation == orientation
+
+
 def test_what_is_no_file_is_refused_by_both(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "vanished.png"):
         assert accepted(image_facts, path) is None

@@ -5,7 +5,6 @@ Geometry: (H, W) the picture's size; a part is some of its rows, (rows, W).
 
 from __future__ import annotations
 
-import os
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 Pixels = npt.NDArray[np.uint8]
 
-os.environ.setdefault("CPL_LOG", os.devnull)  # where GDAL complains of a full disk, which is said once, and by us
 KINDS = ("overlay", "labels", "colour", "confidence", "label_ids")
 
 
