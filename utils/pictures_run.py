@@ -87,7 +87,7 @@ def predict_pictures(config: Config, options: Options) -> None:
     if turned:
         say(
             f"note: {number_of(turned, 'picture')} turned upright, as EXIF says; training and evaluation read pixels as"
-            " stored, so labels that are right there do not lie on these results"
+            " stored: labels that lie on those do not lie on these results"
         )
     if options.json:
         origin = {"restore_from": str(weights.path), "sha256": weights.sha256, "classes": classes.names}
