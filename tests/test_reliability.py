@@ -279,6 +279,24 @@ def test_a_run_that_failed_in_its_first_snapshot_begins_again(
     assert state_of(train(world, tmp_path / "run"))["step"] == 2
 
 
+def test_a_run_left_before_its_first_snapshot_begins_anew(
+    world: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command that is printed to go on, whose configuration is that of the folder itself."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config.toml", "log.jsonl"):
+        shutil.copy(finished / name, folder)
+    text = (folder / "config.toml").read_text(encoding="utf-8").replace(str(finished), str(folder))
+    (folder / "config.toml").write_text(text, encoding="utf-8")
+    argv = ["--config", str(folder / "config.toml"), "--continue-train"]
+    config, options = parse(argv, description="", section="step1", flags=TRAINING)
+    run_stage(config, options, "step1")
+    assert "was left before its first snapshot, so it begins anew" in capsys.readouterr().out
+    assert state_of(folder)["step"] == state_of(finished)["step"]
+    assert (folder / "log.jsonl").read_text().count("\n") == (finished / "log.jsonl").read_text().count("\n")
+
+
 def test_the_state_before_the_last_is_named_where_the_last_is_gone(finished: Path, tmp_path: Path) -> None:
     folder = copy(finished, tmp_path / "run")
     (folder / LAST).rename(folder / PREVIOUS)
@@ -292,14 +310,14 @@ def test_a_configuration_of_ones_own_is_not_overwritten(world: Path, tmp_path: P
     (tmp_path / "mine").mkdir()
     path = write_settings(tmp_path / "mine" / "config.toml", own_settings(world, step1={"restore_from": "random"}))
     before = path.read_bytes()
-    config, options = parse(
-        ["--config", str(path), "--snapshot-dir", str(tmp_path / "mine")],
-        description="",
-        section="step1",
-        flags=TRAINING,
-    )
-    with pytest.raises(ConfigError, match=r"config\.toml would be overwritten by this run's own"):
-        run_stage(config, options, "step1")
+    mine = ["--config", str(path), "--snapshot-dir", str(tmp_path / "mine")]
+    for flags, said in (
+        ([], r"config\.toml would be overwritten by this run's own"),
+        (["--continue-train"], "no .*last"),
+    ):
+        config, options = parse([*mine, *flags], description="", section="step1", flags=TRAINING)
+        with pytest.raises(ConfigError, match=said):
+            run_stage(config, options, "step1")
     assert path.read_bytes() == before
 
 

@@ -468,7 +468,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...], tuple[st
         write("runs/own/step1/last.pt", b""),
         *(TRAIN, (), ("runs/own/step1", "--continue-train", "--snapshot-dir")),
     ),
-    "nothing to continue": (nothing, TRAIN, ("--continue-train",), ("--continue-train", "runs/own/step1/last.pt")),
+    "nothing to continue": (nothing, TRAIN, ("--continue-train",), ("no runs/own/step1/last.pt", "leave the flag out")),
     "state that is none": (write("runs/own/step1/last.pt", b"?"), TRAIN, ("--continue-train",), ("last.pt",)),
     "run folder is a file": (nothing, TRAIN, ("--snapshot-dir", "own.toml"), ("own.toml",)),
     "output folder is a file": (nothing, EVALUATE, ("--restore-from", "w.pth", "--save", "own.toml"), ("own.toml",)),

@@ -358,6 +358,15 @@ def test_a_crop_is_never_larger_than_the_images(world: Path, capsys: pytest.Capt
     assert state(world / "runs" / "tiny" / "cyclegan")["method"]["pool_target.images"].shape == (2, 3, 36, 64)
 
 
+def test_a_training_left_before_its_first_state_begins_anew(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = world / "runs" / "tiny" / "cyclegan"
+    folder.mkdir(parents=True)
+    (folder / "log.jsonl").touch()
+    train(world, "--continue-train")
+    assert "was left before its first snapshot, so it begins anew" in capsys.readouterr().out
+    assert (folder / "last.pt").exists()
+
+
 def test_an_unfinished_translator_is_not_taken_for_a_finished_one(world: Path) -> None:
     train(world, "--num-steps", "2")
     line = refused("--method", "cyclegan")

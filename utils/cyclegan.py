@@ -35,6 +35,7 @@ from utils.interrupts import Request, exit_code, postponed
 from utils.lock import only_one
 from utils.log import RunLog, plain, say, write_manifest
 from utils.nonfinite import NonFiniteError, is_finite
+from utils.resume import has_state
 from utils.run_files import CONFIG, MANIFEST
 from utils.runtime import autocast, loss_scaler, peak_memory_mb, pick_device, seed_everything, tune_kernels
 
@@ -225,9 +226,9 @@ def _with_fitting_crop(config: Config) -> Config:
 
 def _check_intent(folder: Path, options: Options, *, step: int | None) -> None:
     """A training is neither begun anew nor gone on with unless that is asked for."""
-    if options.continue_train and step is None:
-        raise ConfigError(f"--continue-train: there is no {folder / LAST} to go on from")
-    if not options.continue_train and step is not None:
+    if options.continue_train:
+        has_state(folder)
+    elif step is not None:
         raise ConfigError(
             f"{folder} holds a translator of {step} updates only: add --continue-train to go on with it, choose "
             f"another --snapshot-dir, or set --num-steps {step} to take it as it is"

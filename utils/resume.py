@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from model.weight_files import first_line
-from utils.checkpoint import LAST, CheckpointError, load_last
-from utils.config import completed
+from utils.checkpoint import LAST, PREVIOUS, CheckpointError, earlier_one, load_last
+from utils.config import ConfigError, completed
 from utils.log import say
 from utils.networks import HUBS
-from utils.run_files import CONFIG
+from utils.run_files import CONFIG, LOG, MANIFEST
 from utils.training import Training
+
+AFTERWARDS = (PREVIOUS, MANIFEST)
+"""What stands in a run's folder only after its first state."""
 
 FILES = "sha256_of_names_and_sizes"
 
@@ -31,6 +35,19 @@ class Progress:
     lines: int | None = None
     snapshot_step: int = 0
     counts: dict[str, int] = field(default_factory=dict)
+
+
+def has_state(folder: Path) -> bool:
+    """Whether a run that is to go on has a state; one that was left before its first snapshot has none and begins anew,
+    which is said. Raises ConfigError where no run was begun, or where its state is gone."""
+    if (folder / LAST).exists():
+        return True
+    ended = any((folder / name).exists() for name in AFTERWARDS)
+    if ended or not (folder / LOG).exists():
+        remedy = earlier_one(folder) if ended else "; to begin a run leave the flag out"
+        raise ConfigError(f"--continue-train: there is no {folder / LAST} to go on from{remedy}")
+    say(f"note: --continue-train: the run in {folder} was left before its first snapshot, so it begins anew")
+    return False
 
 
 def resumed(training: Training) -> tuple[Training, Progress]:

@@ -5,6 +5,7 @@ A stage is data: the two differ in weights, modes and where the target's labels 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from dataset.labels import ClassTable
 from dataset.loading import BatchLoader
 from dataset.segmentation import SegmentationDataset
 from utils import datasets, networks, quick_check
-from utils.checkpoint import LAST, PREVIOUS, earlier_one
+from utils.checkpoint import LAST
 from utils.config import Config, ConfigError, Stage
 from utils.engine import Recipe, TrainState, fit, update
 from utils.files import atomic_write
@@ -29,8 +30,8 @@ from utils.log import RunLog, say, write_json
 from utils.notes import say_frozen_notes, say_notes
 from utils.prepared import prepare_source
 from utils.report.write import report_at_end
-from utils.resume import Progress, resumed
-from utils.run_files import CONFIG, MANIFEST
+from utils.resume import AFTERWARDS, Progress, has_state, resumed
+from utils.run_files import CONFIG
 from utils.run_folder import last_confusion
 from utils.runtime import compile_network, pick_device, seed_everything, tune_kernels
 from utils.snapshots import disk_use
@@ -53,8 +54,8 @@ def run_stage(config: Config, options: Options, section: str) -> dict[str, Any]:
 
 def _train(config: Config, options: Options, section: str, classes: ClassTable) -> dict[str, Any]:
     stage: Stage = getattr(config, section)
+    options = replace(options, continue_train=_goes_on(stage, options))
     _say_before(config, options, section)
-    _check_folder(stage, options)
     device = pick_device(config.run.device)
     data = _data(config, options, section, classes)
     training = _training(config, options, section, classes, data, device)
@@ -184,23 +185,29 @@ def _say_before(config: Config, options: Options, section: str) -> None:
         say("note: --ssl-target-dir has no effect here: nothing in the stage reads pseudo labels")
 
 
-def _check_folder(stage: Stage, options: Options) -> None:
-    """A run never overwrites another one silently, nor resumes or starts from one that is not there."""
+def _goes_on(stage: Stage, options: Options) -> bool:
+    """Whether the run goes on from a state. Raises ConfigError where it would overwrite another one silently, or resume
+    or start from one that is not there."""
     folder = Path(stage.snapshot_dir)
-    if options.continue_train:
-        if not (folder / LAST).exists():
-            raise ConfigError(f"--continue-train: there is no {folder / LAST} to go on from{earlier_one(folder)}")
-        return
+    if not options.continue_train:
+        _refuse_what_is_there(folder, options)
+    elif has_state(folder):
+        return True
+    networks.last_checkpoint(stage.restore_from)
+    return False
+
+
+def _refuse_what_is_there(folder: Path, options: Options) -> None:
+    """Raise ConfigError for a folder in which a new run would overwrite something."""
     another = "choose another --snapshot-dir, or remove the folder"
     if (folder / LAST).exists():
         raise ConfigError(f"{folder} already holds a run: add --continue-train to go on with it, {another}")
-    if any((folder / name).exists() for name in (PREVIOUS, MANIFEST)):
+    if any((folder / name).exists() for name in AFTERWARDS):
         raise ConfigError(f"{folder} holds what a run left, without the {LAST} to go on from: {another}")
     if options.config_path and Path(options.config_path).resolve() == (folder / CONFIG).resolve():
         raise ConfigError(
             f"--config {options.config_path} would be overwritten by this run's own; choose another --snapshot-dir"
         )
-    networks.last_checkpoint(stage.restore_from)
 
 
 def _next(section: str, options: Options, stage: Stage) -> str:
