@@ -35,6 +35,7 @@ from utils.config import (
     build_config,
 )
 from utils.flags import EVALUATION, PICTURES, PREDICTION, TRAINING, TRANSLATING, Flag, Options, parse
+from utils.notes import say_idle_notes
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted((ROOT / "configs").glob("*.toml"))
@@ -554,6 +555,67 @@ def test_an_alignment_that_does_not_exist_is_refused(tmp_path: Path, alignment: 
 
     with pytest.raises(ConfigError):
         build_it()
+
+
+# ---- settings without effect ----
+
+
+def idle(capsys: pytest.CaptureFixture[str], section: str, *argv: str) -> list[str]:
+    """The notes about settings without effect under a command line."""
+    config, options = read(section, *argv)
+    say_idle_notes(config, options, section)
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (["step1.aim_weights=[1.0]"], ["[step1] aim_weights has no effect: aim = 'none'"]),
+        (["step1.aim=fixed", "step1.aim_weights=[1.0]"], []),
+        (["step1.aim=adaptive", "step1.weights.instances=0"], ["[step1] aim has no effect: the loss that it weighs"]),
+        (["step1.aim=released", "step1.weights.instances=0"], []),  # it weighs stuff, too
+        (["step1.isia=paper"], ["[step1] isia has no effect: separation and aggregation are off"]),
+        (["step1.isia=paper", "step1.weights.aggregation=1"], []),
+        (["step1.num_prototype=9"], []),
+        (
+            ["step1.num_prototype=9", "step1.weights.stuff=0", "step1.weights.instances=0"],
+            ["[step1] num_prototype has no effect: every loss of regions is off"],
+        ),
+        (["step1.weights.adv=0", "step1.learning_rate_d=1"], ["[step1] learning_rate_d has no effect: the loss adv"]),
+        (["step1.optimizer=adamw", "step1.momentum=0.9"], ["[step1] momentum has no effect: optimizer = 'adamw'"]),
+        (["step1.optimizer=adamw"], []),  # 0.9 is nobody's but the default's
+        (["step1.teacher_threshold=0.5"], ["[step1] teacher_threshold has no effect: every loss of a teacher is off"]),
+        (["step1.mask_ratio=0.5", "step1.weights.online=1"], ["[step1] mask_ratio has no effect: the loss masked"]),
+        (["step1.mask_ratio=0.5", "step1.weights.masked=1"], []),
+        (["step1.pseudo_labels=p"], ["[step1] pseudo_labels has no effect: nothing reads pseudo labels"]),
+        (["step1.pseudo_labels=p", "step1.label_map=merged"], []),
+        (["step2.mask_ratio=0.5"], []),  # of the other stage
+        (["translation.beta=0.1", "translation.method=lab"], ["[translation] beta has no effect: method = 'lab'"]),
+        (["translation.styles=3"], ["[translation] styles has no effect: method = 'none'"]),
+        (["translation.styles=3", "translation.method=lab"], []),
+        (["run.cache_gb=1.0"], ["[run] cache_gb has no effect: no cache is named"]),
+        (["run.log_dir=l", "run.tensorboard=false"], ["[run] log_dir has no effect: tensorboard = false"]),
+    ],
+)
+def test_a_setting_without_effect_is_noted(
+    changes: list[str], expected: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes = idle(capsys, "step1", *(word for change in changes for word in ("--override", change)))
+    assert len(notes) == len(expected), notes
+    assert all(note.startswith(f"note: {line}") for note, line in zip(notes, expected, strict=True)), notes
+
+
+def test_a_setting_of_the_file_without_effect_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_settings(tmp_path / "own.toml", own_settings(tmp_path, step1={"aim_weights": [1, 2, 3, 4]}))
+    assert idle(capsys, "step1", "--config", str(path)) == ["note: [step1] aim_weights has no effect: aim = 'none'"]
+
+
+@pytest.mark.parametrize("section", ["step1", "step2"])
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_no_shipped_configuration_has_settings_without_effect(
+    path: Path, section: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert idle(capsys, section, "--config", str(path)) == []
 
 
 # ---- anything at all ----

@@ -27,7 +27,7 @@ from utils.inspection import Diagnosis
 from utils.interrupts import postponed
 from utils.lock import only_one
 from utils.log import RunLog, say, write_json
-from utils.notes import say_frozen_notes, say_notes
+from utils.notes import say_frozen_notes, say_idle_notes, say_notes
 from utils.prepared import prepare_source
 from utils.report.write import report_at_end
 from utils.resume import AFTERWARDS, Progress, has_state, resumed
@@ -181,8 +181,7 @@ def _say_before(config: Config, options: Options, section: str) -> None:
     say_notes(config, options)
     if not options.continue_train:
         say_frozen_notes(config, stage)
-    if f"{section}.pseudo_labels" in options.changes and not datasets.wants_pseudo_labels(stage):
-        say("note: --ssl-target-dir has no effect here: nothing in the stage reads pseudo labels")
+        say_idle_notes(config, options, section)
 
 
 def _goes_on(stage: Stage, options: Options) -> bool:
