@@ -22,7 +22,8 @@ from benchmarks.timing import Result, duration, measure
 from utils.config import Parser
 from utils.flags import output_file
 from utils.launch import launch
-from utils.log import device_name, say, write_json
+from utils.log import say, write_json
+from utils.manifest import device_name
 from utils.runtime import pick_device
 
 MODULES = ("alignment", "iteration", "data", "pseudo_labels", "scoring")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from utils.log import commit_of_code, device_name
+from utils.manifest import commit_of_code, device_name
 from utils.run_folder import RunRecord
 
 SHORTCUTS = {"--report-only": 0, "--known": 1}

@@ -1,4 +1,4 @@
-"""What a run leaves behind: log.jsonl through crashes and resumes, TensorBoard, JSON, manifest, console."""
+"""What a run leaves behind: log.jsonl through crashes and resumes, TensorBoard, JSON, console."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils import log
-from utils.log import LogError, RunLog, plain, progress, say, write_json, write_manifest
+from utils.log import LogError, RunLog, plain, progress, say, write_json
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -110,7 +109,7 @@ def test_a_folder_of_tensorboard_below_a_dead_link_is_named(tmp_path: Path) -> N
 
 def test_a_fresh_process_opens_tensorboard_without_a_warning(tmp_path: Path) -> None:
     code = f"from utils.log import RunLog\nwith RunLog({str(tmp_path)!r}) as run: run.scalars(1, {{'x': 1.0}})"
-    root = Path(log.__file__).parents[1]
+    root = Path(__file__).parents[1]
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], cwd=root, capture_output=True, text=True, check=False
     )
@@ -151,57 +150,6 @@ def test_json_is_strict_readable_and_atomic(tmp_path: Path) -> None:
         write_json(path, {"bad": object()})
     assert json.loads(path.read_text(encoding="utf-8"))["miou"] is None
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.json"]
-
-
-def test_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["train_step1.py", "--config", "my config.toml"])
-    write_manifest(tmp_path / "manifest.json", {"inputs": {"a.pth": "00ff"}}, device="cpu")
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["inputs"] == {"a.pth": "00ff"}
-    assert manifest["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert manifest["command"].endswith("train_step1.py --config 'my config.toml'")
-    assert manifest["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert manifest["device"].startswith("cpu (")
-    with pytest.raises(ValueError, match="commit"):
-        write_manifest(tmp_path / "manifest.json", {"commit": "mine"})
-
-
-def git(folder: Path, *arguments: str) -> str:
-    identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
-    command = ["git", "-C", str(folder), *identity, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def test_commit_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert log._commit(tmp_path) is None
-    git(tmp_path, "init", "-q")
-    assert log._commit(tmp_path) is None  # a checkout without a commit
-    (tmp_path / "a").write_text("1")
-    git(tmp_path, "add", "a")
-    git(tmp_path, "commit", "-q", "-m", "first")
-    git(tmp_path, "tag", "v1")
-    commit = git(tmp_path, "rev-parse", "HEAD")
-    assert log._commit(tmp_path) == commit
-    (tmp_path / "a").write_text("2")
-    assert log._commit(tmp_path) == f"{commit}-dirty"
-
-
-def test_results_that_change_leave_the_code_as_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    git(tmp_path, "init", "-q")
-    (tmp_path / "docs").mkdir()
-    for name in ("code", "docs/result"):
-        (tmp_path / name).write_text("1")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-q", "-m", "first")
-    (tmp_path / "docs" / "result").write_text("2")
-    assert log._commit(tmp_path) == git(tmp_path, "rev-parse", "HEAD")
-
-
-def test_no_git_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert log._commit(Path(log.__file__).parents[1]) is None
 
 
 def test_say_prints_above_the_bar(capsys: pytest.CaptureFixture[str]) -> None:

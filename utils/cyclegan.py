@@ -33,7 +33,8 @@ from utils.files import atomic_write, names_and_sizes
 from utils.flags import Options
 from utils.interrupts import Request, exit_code, postponed
 from utils.lock import only_one
-from utils.log import RunLog, plain, say, write_manifest
+from utils.log import RunLog, plain, say
+from utils.manifest import write_manifest
 from utils.nonfinite import NonFiniteError, is_finite
 from utils.resume import has_state
 from utils.run_files import CONFIG, MANIFEST

@@ -1,14 +1,10 @@
-"""What a run tells: console lines, progress, `log.jsonl`, TensorBoard, JSON files, the manifest."""
+"""What a run tells: console lines, progress, `log.jsonl`, TensorBoard, JSON files."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
 import os
-import platform
-import shlex
-import subprocess
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,15 +20,6 @@ from tqdm import tqdm
 from utils.files import atomic_write, errors_naming
 from utils.run_files import LOG
 
-_MANIFEST_PACKAGES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "numpy",
-    "pillow",
-    "tensorboard",
-    "connected-components-3d",
-)
 _QUIET_INTERVAL = 10.0  # seconds between updates of a progress bar that nobody watches
 
 
@@ -213,72 +200,3 @@ def write_json(path: str | os.PathLike[str], data: Any) -> None:
     text = json.dumps(plain(data), indent=2, allow_nan=False, ensure_ascii=False)
     with atomic_write(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def write_manifest(
-    path: str | os.PathLike[str], extra: Mapping[str, Any], *, device: torch.device | str = "cpu"
-) -> None:
-    """Write how a run came about: versions, commit, device, command line, and `extra`.
-
-    `extra` is the caller's part (such as the inputs' sha256, peak memory, time); a key of the manifest's
-    own in it is a ValueError.
-    """
-    manifest: dict[str, Any] = {
-        "command": shlex.join([sys.executable, *sys.argv]),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: _version(name) for name in _MANIFEST_PACKAGES},
-        "cuda": torch.version.cuda,
-        "device": device_name(torch.device(device)),
-        "commit": commit_of_code(),
-    }
-    taken = sorted(manifest.keys() & extra.keys())
-    if taken:
-        raise ValueError(f"the manifest's own keys cannot be given by the caller: {', '.join(taken)}")
-    write_json(path, {**manifest, **extra})
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def device_name(device: torch.device) -> str:
-    """A GPU's name, or the CPU's and how many of its threads torch uses: another one rounds otherwise."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({_processor()}, {torch.get_num_threads()} threads)"
-
-
-def _processor() -> str:
-    """The CPU's own name where the system tells (Linux), else what it is."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() == "model name")
-    return next(names, "") or platform.processor() or platform.machine()
-
-
-def commit_of_code() -> str | None:
-    """The git commit of this code, with `-dirty` where files differ but those of docs/; None outside of git."""
-    return _commit(Path(__file__).resolve().parents[1])
-
-
-def _commit(folder: Path) -> str | None:
-    commit = _git(folder, "rev-parse", "--verify", "HEAD")
-    # Results are written below docs/ while other runs go on, and change none of them.
-    changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)docs")
-    return f"{commit}-dirty" if commit and changed else commit
-
-
-def _git(folder: Path, *words: str) -> str | None:
-    """What git says, None where it has nothing to say, fails or is not there."""
-    command = ["git", "-C", str(folder), *words]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() or None if result.returncode == 0 else None

@@ -26,7 +26,8 @@ from utils.guard import Guard
 from utils.inference import predict
 from utils.inspection import Diagnosis
 from utils.interrupts import Request, exit_code
-from utils.log import RunLog, say, write_json, write_manifest
+from utils.log import RunLog, say, write_json
+from utils.manifest import write_manifest
 from utils.metrics import ConfusionMatrix, Counts, iou_array, row_percent
 from utils.resume import Progress
 from utils.run_files import CONFIG, CONFUSION, MANIFEST
