@@ -38,12 +38,13 @@ SHOWN = 3  # places of a finding on the console
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the report, with --json write it, too; raises DataError if there is a problem."""
-    from utils import datasets
     from utils.flags import TRAINING, parse
-    from utils.log import progress, say, write_json
 
     argv, passed_over = data_flags(sys.argv[1:] if argv is None else argv)
     config, options = parse(argv, description=__doc__, section=SECTIONS, flags=TRAINING, extend=_flags)
+    from utils import datasets  # only now, as in the training scripts: with torch
+    from utils.log import progress, say, write_json
+
     for note in (*options.notes, *passed_over):
         say(f"note: {note}")
     classes = datasets.class_table(config, options.arguments)

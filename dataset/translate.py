@@ -61,11 +61,12 @@ AS_STORED = "none"  # the translation on the fly of a copy that is translated al
 def main(argv: Sequence[str] | None = None) -> None:
     """Translate what the command line names, and say how to use it."""
     from utils.flags import TRANSLATING, parse
-    from utils.lock import only_one
+
+    config, options = parse(argv, description=__doc__ or "", section="cyclegan", flags=TRANSLATING, extend=_arguments)
+    from utils.lock import only_one  # only now, as in the training scripts: with torch
     from utils.log import progress, say, write_json
     from utils.notes import say_notes
 
-    config, options = parse(argv, description=__doc__ or "", section="cyclegan", flags=TRANSLATING, extend=_arguments)
     say_notes(config, options)
     job = _job(config, options)
     with only_one(job.folder, "wait for it, or choose another --save"):

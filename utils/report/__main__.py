@@ -17,13 +17,14 @@ from pathlib import Path
 from utils.config import Parser
 from utils.flags import at_least_one, output_file
 from utils.launch import launch
-from utils.log import say
-from utils.report.write import write_reports
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line, write the pages, say where they are."""
     arguments = _arguments(argv)
+    from utils.log import say  # only now, as in the training scripts: with torch
+    from utils.report.write import write_reports
+
     out = Path(arguments.out) if arguments.out else None
     for path in write_reports(arguments.runs, baseline=arguments.baseline, out=out, images=arguments.images):
         say(f"report: {path}")
