@@ -186,18 +186,11 @@ class Ladder:
         return "to go on" if job.interrupted else "to run"
 
     def check_known(self, file: Path) -> None:
-        """Say what of an earlier ladder's JSON is of use. Raises ConfigError where nothing is, or results would replace
-        it and lose some."""
+        """Say what of an earlier ladder's JSON is of use. Raises ConfigError where nothing is."""
         planned = {last.key for *_, last in self.climbs}
         found = planned & self.known.runs.keys()
-        lost = len(self.known.runs) - len(found)
         if not found:
             raise ConfigError(f"--known {file}: of its runs none belongs to this recipe, its settings and these seeds")
-        if lost and self.json.resolve() == file.resolve():
-            raise ConfigError(
-                f"--known {file}: results would take its place without {lost} of its runs; "
-                "--rungs and --seeds with them in, or --results elsewhere, keep them"
-            )
         say(f"known from {file}: {len(found)} of {len(planned)} results")
 
     def check_before_hours(self) -> None:
