@@ -30,7 +30,7 @@ from utils.flags import not_negative
 from utils.launch import launch
 from utils.log import say, write_json
 from utils.resume import changes
-from utils.run_files import MANIFEST, THRESHOLDS
+from utils.run_files import LAST, MANIFEST, THRESHOLDS
 from utils.run_folder import read_json, read_run
 from utils.sheet import contact_sheet
 from utils.tables import format_columns
@@ -122,7 +122,7 @@ class Demo:
             say(f"{TITLES[name]}: finished earlier, kept; remove {folder} to run it again")
             return
         say(f"\n== {TITLES[name]} ==")
-        resume = ["--continue-train"] if (folder / "last.pt").exists() else []
+        resume = ["--continue-train"] if (folder / LAST).exists() else []
         self.call(str(ROOT / script), *self.common(recipe), "--snapshot-dir", str(folder), *(flags or []), *resume)
 
     def pseudo_labels(self) -> None:

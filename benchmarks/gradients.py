@@ -32,6 +32,7 @@ from utils.launch import launch
 from utils.log import progress, say, write_json
 from utils.nonfinite import remembered
 from utils.prepared import prepare_source
+from utils.run_files import LAST
 from utils.runtime import pick_device, seed_everything
 
 SOURCE = "seg"  # what the others are compared with
@@ -77,7 +78,7 @@ class Subject:
         data = {**meta["config"], "classes": meta["classes"]}
         data["run"] = {**data["run"], "precision": "fp32", "compile": False, "bad_files": "error"}
         data[meta["section"]] = {**data[meta["section"]], "snapshot_dir": str(folder)}  # it may have been moved
-        config = build_config(data, where=str(folder / "last.pt"))
+        config = build_config(data, where=str(folder / LAST))
         stage: Stage = getattr(config, meta["section"])
         classes, device = datasets.class_table(config), pick_device(config.run.device)
         seed_everything(config.run.seed)

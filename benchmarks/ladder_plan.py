@@ -19,7 +19,7 @@ from benchmarks.rungs import METHOD, Rung
 from model.extras.lessons import LESSON_LOSSES
 from utils.config import Config, Stage, build_config, merge, override, read_config
 from utils.flags import hand_over
-from utils.run_files import MANIFEST, THRESHOLDS
+from utils.run_files import LAST, MANIFEST, THRESHOLDS
 
 LOSSES = Path(__file__).resolve().parent.parent / "configs" / "losses"
 SNAPSHOTS = 4  # per stage: what a checkpoint can be chosen from
@@ -87,7 +87,7 @@ class Job:
     @property
     def interrupted(self) -> bool:
         """Whether it can go on from where it was stopped."""
-        return self.section in STAGES and not self.finished and (self.folder / "last.pt").is_file()
+        return self.section in STAGES and not self.finished and (self.folder / LAST).is_file()
 
     @property
     def chain(self) -> tuple[Job, ...]:

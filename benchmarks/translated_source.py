@@ -23,7 +23,7 @@ from utils.config import TRANSLATIONS, ConfigError, Parser, build_config, overri
 from utils.flags import assignment, at_least_one
 from utils.launch import launch
 from utils.log import say, write_json
-from utils.run_files import MANIFEST
+from utils.run_files import LAST, MANIFEST
 from utils.run_folder import RunRecord, read_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,7 +71,7 @@ def train(arguments: argparse.Namespace, method: str, seed: int, folder: Path) -
     source += ["--translation", AS_STORED if copy else method]
     flags = ["--random-seed", str(seed), "--snapshot-dir", str(folder), *source]
     flags += [word for change in arguments.override for word in ("--override", change)]
-    resumed = ["--continue-train"] if (folder / "last.pt").is_file() else []
+    resumed = ["--continue-train"] if (folder / LAST).is_file() else []
     script = [str(ROOT / "train_step1.py"), "--config", str(arguments.config)]
     if subprocess.run([sys.executable, *script, *flags, *resumed], check=False).returncode:
         raise ConfigError(f"the run {folder} failed, see above")

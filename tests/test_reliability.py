@@ -38,7 +38,7 @@ from tests.test_engine import train as train_stage
 from tests.worlds import own_settings, save_png, write_own, write_settings
 from utils import files, networks, quick_check
 from utils.background import write_image, write_png
-from utils.checkpoint import LAST, PREVIOUS, CheckpointError, load_last, load_state, save_last, save_state
+from utils.checkpoint import CheckpointError, load_last, load_state, save_last, save_state
 from utils.config import ConfigError
 from utils.files import atomic_write
 from utils.flags import TRAINING, parse
@@ -50,6 +50,7 @@ from utils.nonfinite import MOST_IN_A_ROW, NonFiniteError, Watch
 from utils.outputs import unfinished
 from utils.products import TiffSheet
 from utils.pseudo_label import PredictionCache
+from utils.run_files import LAST, PREVIOUS
 from utils.run_folder import read_run
 from utils.stage import run_stage
 from utils.video import written_film

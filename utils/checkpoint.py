@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from utils.files import atomic_write
+from utils.run_files import LAST, PREVIOUS
 
 STATE_FORMAT = "bafft-train-state-1"
-LAST, PREVIOUS = "last.pt", "previous.pt"  # of a run's folder: where to resume from, and what was that before
 
 # What `torch.load(weights_only=True)` accepts. Compared by exact type: numpy.float64 is a float, yet refused.
 _PLAIN_TYPES = frozenset({bool, int, float, str, type(None)})

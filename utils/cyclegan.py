@@ -26,7 +26,7 @@ from dataset.labels import ClassTable
 from model.translator import CycleGAN, Segmenter, to_unit
 from model.weight_files import first_line
 from utils import datasets, networks, quick_check
-from utils.checkpoint import LAST, CheckpointError, load_last, require_keys, restore_rng, rng_state, save_last
+from utils.checkpoint import CheckpointError, load_last, require_keys, restore_rng, rng_state, save_last
 from utils.config import Config, ConfigError, CycleGANSettings, Stage
 from utils.engine import Losses, Pair, Rates, fit, frozen, fuses
 from utils.files import atomic_write, names_and_sizes
@@ -37,7 +37,7 @@ from utils.log import RunLog, plain, say
 from utils.manifest import write_manifest
 from utils.nonfinite import NonFiniteError, is_finite
 from utils.resume import has_state
-from utils.run_files import CONFIG, MANIFEST
+from utils.run_files import CONFIG, LAST, MANIFEST
 from utils.runtime import autocast, loss_scaler, peak_memory_mb, pick_device, seed_everything, tune_kernels
 
 _CROPS = 2  # the stream of the draws of crops, beside those of the two domains' order

@@ -24,9 +24,9 @@ from model.weights import (
     read_record,
     read_weights,
 )
-from utils.checkpoint import LAST
 from utils.config import Config, ConfigError, Stage
 from utils.log import say
+from utils.run_files import LAST
 
 HUBS = ("random", "torchvision", "timm")  # where initial weights come from, other than files
 

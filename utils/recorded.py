@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from utils.run_files import CONFIG
+from utils.run_files import CONFIG, LAST
 
 
 def recorded_settings(restore_from: str) -> tuple[str, dict[str, Any]] | None:
@@ -14,9 +14,8 @@ def recorded_settings(restore_from: str) -> tuple[str, dict[str, Any]] | None:
 
     Its `[run]` is left out, which concerns the machine that trained. None for weights of other origin, or none at all.
     """
-    # Here: both import torch, and `parse` asks only once it has found no mistake among the flags.
+    # Here: it imports torch, and `parse` asks only once it has found no mistake among the flags.
     from model.weights import read_record
-    from utils.checkpoint import LAST
 
     folder = Path(restore_from)
     path = folder / LAST if folder.is_dir() else folder

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from model.weight_files import first_line
-from utils.checkpoint import LAST, PREVIOUS, CheckpointError, earlier_one, load_last
+from utils.checkpoint import CheckpointError, earlier_one, load_last
 from utils.config import ConfigError, completed
 from utils.log import say
 from utils.networks import HUBS
-from utils.run_files import CONFIG, LOG, MANIFEST
+from utils.run_files import CONFIG, LAST, LOG, MANIFEST, PREVIOUS
 from utils.training import Training
 
 AFTERWARDS = (PREVIOUS, MANIFEST)

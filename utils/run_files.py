@@ -1,7 +1,10 @@
 """The names of the files that a run leaves in its folder, and that a folder of pseudo labels has.
 
-Weights are in model/weights.py, the state to resume from in utils/checkpoint.py.
+Snapshots of the weights are named in utils/snapshots.py.
 """
+
+LAST, PREVIOUS = "last.pt", "previous.pt"
+"""The state to resume from, and what was that before."""
 
 CONFIG = "config.toml"
 """Every setting, resolved; `--config` takes it."""

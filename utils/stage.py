@@ -17,7 +17,6 @@ from dataset.labels import ClassTable
 from dataset.loading import BatchLoader
 from dataset.segmentation import SegmentationDataset
 from utils import datasets, networks, quick_check
-from utils.checkpoint import LAST
 from utils.config import Config, ConfigError, Stage
 from utils.engine import Recipe, TrainState, fit, update
 from utils.files import atomic_write
@@ -31,7 +30,7 @@ from utils.notes import say_frozen_notes, say_idle_notes, say_notes
 from utils.prepared import prepare_source
 from utils.report.write import report_at_end
 from utils.resume import AFTERWARDS, Progress, has_state, resumed
-from utils.run_files import CONFIG
+from utils.run_files import CONFIG, LAST
 from utils.run_folder import last_confusion
 from utils.runtime import compile_network, pick_device, seed_everything, tune_kernels
 from utils.snapshots import disk_use
