@@ -26,7 +26,7 @@ from dataset.labels import ClassTable
 from utils import datasets, networks
 from utils.checkpoint import load_last
 from utils.config import Config, ConfigError, Parser, Stage, build_config
-from utils.engine import Pair, Recipe, TrainState, accumulate
+from utils.engine import Pair, TrainState, UpdateRule, accumulate
 from utils.flags import at_least_one, output_file
 from utils.launch import launch
 from utils.log import progress, say, write_json
@@ -68,7 +68,7 @@ class Subject:
     stage: Stage
     classes: ClassTable
     state: TrainState
-    recipe: Recipe
+    rule: UpdateRule
 
     @classmethod
     def read(cls, folder: Path) -> Subject:
@@ -87,14 +87,14 @@ class Subject:
         state = TrainState.fresh(method, stage, device=device, precision="fp32")
         state.load_state_dict(saved)
         state.method.train()
-        recipe = Recipe.of(config, stage, normalize)
-        if SOURCE not in recipe.active:
+        rule = UpdateRule.of(config, stage, normalize)
+        if SOURCE not in rule.active:
             raise ConfigError(f"{folder}: {SOURCE} has no weight there, nothing to compare with")
         if config.model.freeze_backbone:
             raise ConfigError(
                 f"{folder}: [model] freeze_backbone = true, there is no gradient in the backbone to compare"
             )
-        return cls(folder=folder, config=config, stage=stage, classes=classes, state=state, recipe=recipe)
+        return cls(folder=folder, config=config, stage=stage, classes=classes, state=state, rule=rule)
 
     def updates(self) -> Iterator[Sequence[Pair]]:
         """The batches of the run's own updates, from the first."""
@@ -110,12 +110,12 @@ def measure(subject: Subject, *, updates: int) -> dict[str, dict[str, float]]:
 
     Raises ConfigError for a gradient that is not finite, and where the source has no labelled pixel at all.
     """
-    weights = {name: weight for name, weight in subject.recipe.weights.items() if weight}
+    weights = {name: weight for name, weight in subject.rule.weights.items() if weight}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in weights}
     with progress(total=updates, description="updates") as bar:
         for step, batches in enumerate(islice(subject.updates(), updates)):
             subject.state.step = step  # what is drawn for a lesson depends on it
-            pulls = {name: pull(subject.state, subject.recipe, name, batches) for name in weights}
+            pulls = {name: pull(subject.state, subject.rule, name, batches) for name in weights}
             for name, (gradient, value) in pulls.items():
                 found[name].append({"value": value, **_compared(gradient, pulls[SOURCE][0])})
             bar.update()
@@ -126,12 +126,12 @@ def measure(subject: Subject, *, updates: int) -> dict[str, dict[str, float]]:
     return {name: {"weight": weights[name], **of, "share": of["norm"] / length} for name, of in means.items()}
 
 
-def pull(state: TrainState, recipe: Recipe, name: str, batches: Sequence[Pair]) -> tuple[Tensor, float]:
+def pull(state: TrainState, rule: UpdateRule, name: str, batches: Sequence[Pair]) -> tuple[Tensor, float]:
     """The gradient of one weighted term in all parameters of the backbone, flat, and the term's value. Statistics,
     banks and AIM's weights go back to what they were."""
     undo = remembered(state.method)
-    alone = {other: weight if other == name else 0.0 for other, weight in recipe.weights.items()}
-    losses = accumulate(state, dataclasses.replace(recipe, weights=alone), batches)
+    alone = {other: weight if other == name else 0.0 for other, weight in rule.weights.items()}
+    losses = accumulate(state, dataclasses.replace(rule, weights=alone), batches)
     undo()
     backbone, _ = state.method.network.parameter_groups()
     parts = [(p.grad if p.grad is not None else torch.zeros_like(p)).flatten().double() for p in backbone]

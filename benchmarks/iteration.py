@@ -25,7 +25,7 @@ from dataset.loading import Batch
 from model.bafft import ALIGNMENT_LOSSES, BAFFT
 from utils import datasets, networks
 from utils.config import DEFAULT_CONFIG, PRECISIONS, Config, Stage, build_config, override, read_config
-from utils.engine import Losses, Pair, Recipe, TrainState, frozen, train_step
+from utils.engine import Losses, Pair, TrainState, UpdateRule, frozen, train_step
 from utils.inference import upsample
 from utils.log import say
 from utils.runtime import DTYPES, compile_network, seed_everything, tune_kernels
@@ -76,7 +76,7 @@ class Iteration:
     config: Config
     stage: Stage
     state: TrainState
-    recipe: Recipe
+    rule: UpdateRule
     batches: Sequence[Pair]
     memory: dict[str, dict[str, Tensor]] = field(init=False)
 
@@ -101,7 +101,7 @@ class Iteration:
         for group in (*state.optimizer.param_groups, *state.optimizer_d.param_groups):
             group["lr"] = 0.0
         method.train()
-        recipe = Recipe.of(config, stage, normalize)
+        rule = UpdateRule.of(config, stage, normalize)
         sizes = [datasets.input_size(config, domain) for domain in ("source", "target")]
         rng = np.random.default_rng(0)
 
@@ -110,7 +110,7 @@ class Iteration:
             return source, target
 
         pairs = [pair() for _ in range(stage.iter_size)]
-        return cls(config=config, stage=stage, state=state, recipe=recipe, batches=pairs)
+        return cls(config=config, stage=stage, state=state, rule=rule, batches=pairs)
 
     @property
     def images(self) -> int:
@@ -120,7 +120,7 @@ class Iteration:
     def run(self) -> Losses:
         """One update, from the same state each time."""
         self.state.method.load_memory(self.memory)
-        return train_step(self.state, self.recipe, self.batches)
+        return train_step(self.state, self.rule, self.batches)
 
 
 def _batch(
@@ -160,7 +160,7 @@ class PlainIteration:
 
     def run(self) -> Losses:
         """One update, from the same state each time."""
-        method, weights = self.iteration.state.method, self.iteration.recipe.weights
+        method, weights = self.iteration.state.method, self.iteration.rule.weights
         method.load_memory(self.iteration.memory)
         ((source, target),) = self.iteration.batches
         for optimizer in self.optimizers:
@@ -186,12 +186,12 @@ class PlainIteration:
     def _forward(self, batch: Any) -> tuple[Any, Tensor, Tensor]:
         """Network output, logits at full size and labels."""
         state = self.iteration.state
-        images = self.iteration.recipe.normalize(batch.images).contiguous().to(state.device)
+        images = self.iteration.rule.normalize(batch.images).contiguous().to(state.device)
         output = state.method.network(images)
         return output, upsample(output.logits, images.shape[-2:]), batch.labels.to(state.device, torch.int64)
 
     def _alignment(self, method: BAFFT, seen: Any, labels: Tensor, output: Any, pseudo: Tensor) -> Losses:
-        active = self.iteration.recipe.active & set(ALIGNMENT_LOSSES)
+        active = self.iteration.rule.active & set(ALIGNMENT_LOSSES)
         if self.loop is None:
             method.observe_source(seen, labels)
             losses = method.alignment_losses(method.describe_target(output, pseudo))
@@ -282,7 +282,7 @@ class Utilisation:
             images=iteration.images / seconds,
             operations=work,
             per_second=work / seconds,
-            ceiling=matmul_ceiling(iteration.state.device, iteration.recipe.precision),
+            ceiling=matmul_ceiling(iteration.state.device, iteration.rule.precision),
         )
 
     def __str__(self) -> str:

@@ -68,13 +68,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def profile(iteration: Iteration, updates: Iterator[Sequence[Pair]], *, iterations: int) -> dict[str, float]:
     """Mean seconds of an update by part, in the order of the parts, after one update that does not count."""
-    train_step(iteration.state, iteration.recipe, next(updates))
+    train_step(iteration.state, iteration.rule, next(updates))
     watch = Stopwatch(iteration.state.device)
-    recipe = dataclasses.replace(iteration.recipe, part=watch.part)
+    rule = dataclasses.replace(iteration.rule, part=watch.part)
     for _ in range(iterations):
         with watch.part("waiting for data"):
             batches = next(updates)
-        train_step(iteration.state, recipe, batches)
+        train_step(iteration.state, rule, batches)
     return {name: value / iterations for name, value in watch.seconds.items()}
 
 

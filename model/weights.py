@@ -29,7 +29,7 @@ from model.weight_files import (
 )
 
 __all__ = [
-    "Report",
+    "LoadReport",
     "Weights",
     "WeightsError",
     "infer_architecture",
@@ -50,7 +50,7 @@ PRETRAINED = (Path("pretrained"), Path(__file__).resolve().parents[1] / "pretrai
 
 
 @dataclass(frozen=True)
-class Report:
+class LoadReport:
     """What a load did, as lines for the log."""
 
     lines: tuple[str, ...]
@@ -64,7 +64,7 @@ def load_network(
     weights: Weights,
     *,
     purpose: Literal["full", "initial"] = "full",
-) -> Report:
+) -> LoadReport:
     """Copy the file's tensors into the network, strictly; on WeightsError the network is untouched.
 
     full: every tensor matches by name and shape (old files lack `num_batches_tracked`, and may). initial:
@@ -79,7 +79,7 @@ def load_network(
     else:
         chosen = _choose_initial(network, weights, notes)
     network.load_state_dict(chosen, strict=False)  # _require_match was stricter, and says more
-    return Report((weights.describe(), f"loaded {len(chosen)} of the file's {len(weights.state)} tensors", *notes))
+    return LoadReport((weights.describe(), f"loaded {len(chosen)} of the file's {len(weights.state)} tensors", *notes))
 
 
 def _check_branches(network: SegmentationNetwork | Discriminator, weights: Weights) -> None:
@@ -253,14 +253,14 @@ def _identity(architecture: Mapping[str, Any]) -> str:
 # -- initial weights -------------------------------------------------------------------------------
 
 
-def initial_weights(network: SegmentationNetwork, choice: str, *, download: bool = False) -> Report:
+def initial_weights(network: SegmentationNetwork, choice: str, *, download: bool = False) -> LoadReport:
     """Start the network from `choice`: "random", "torchvision", "timm" or a file of any known layout.
 
     Nothing is fetched unless `download`: torchvision's ImageNet file and timm's are looked for in
     `pretrained/` and in the libraries' own caches. Raises WeightsError.
     """
     if choice == "random":
-        return Report(("initial weights: random (backbone Kaiming, head N(0, 0.01))",))
+        return LoadReport(("initial weights: random (backbone Kaiming, head N(0, 0.01))",))
     if choice == "torchvision":
         return load_network(network, read_weights(_find_torchvision(network, download)), purpose="initial")
     path = _find_timm(network, download) if choice == "timm" else Path(choice)

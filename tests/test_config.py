@@ -26,12 +26,12 @@ from utils.config import (
     ConfigError,
     CycleGANSettings,
     Evaluate,
+    LossWeights,
     Model,
     PseudoLabels,
     Run,
     Stage,
     Translation,
-    Weights,
     build_config,
 )
 from utils.flags import EVALUATION, PICTURES, PREDICTION, TRAINING, TRANSLATING, Flag, Options, parse
@@ -451,7 +451,7 @@ def numbers() -> Iterator[tuple[str, type]]:
         "model": Model,
         "translation": Translation,
         "cyclegan": CycleGANSettings,
-        **{"step1": Stage, "step1.weights": Weights, "pseudo_label": PseudoLabels, "evaluate": Evaluate},
+        **{"step1": Stage, "step1.weights": LossWeights, "pseudo_label": PseudoLabels, "evaluate": Evaluate},
     }
     for section, kind in sections.items():
         for key, hint in typing.get_type_hints(kind).items():
@@ -620,7 +620,7 @@ def test_no_shipped_configuration_has_settings_without_effect(
 
 # ---- anything at all ----
 
-DATACLASSES = (Config, Run, Model, Stage, Weights, PseudoLabels, Evaluate)
+DATACLASSES = (Config, Run, Model, Stage, LossWeights, PseudoLabels, Evaluate)
 KEYS = st.sampled_from(
     ["extends", "size", "root", *(key.name for kind in DATACLASSES for key in dataclasses.fields(kind))]
 ) | st.text(max_size=4)

@@ -27,7 +27,7 @@ from tests.worlds import ALIGNED, SELF_TRAINED, own_settings, save_png, write_ow
 from utils import datasets, engine, networks
 from utils.checkpoint import CheckpointError
 from utils.config import Config, ConfigError, build_config
-from utils.engine import Pair, Recipe, TrainState, frozen, set_learning_rates, train_step
+from utils.engine import Pair, TrainState, UpdateRule, frozen, set_learning_rates, train_step
 from utils.flags import TRAINING, parse
 from utils.runtime import compile_network, prefetch, seed_everything
 from utils.stage import run_stage
@@ -192,12 +192,12 @@ class Update:
 
     config: Config
     state: TrainState
-    recipe: Recipe
+    rule: UpdateRule
     batches: list[Pair]
 
     def run(self, **changes: Any) -> dict[str, Tensor]:
-        """One update with a changed recipe."""
-        return train_step(self.state, dataclasses.replace(self.recipe, **changes), self.batches)
+        """One update by a changed rule."""
+        return train_step(self.state, dataclasses.replace(self.rule, **changes), self.batches)
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def update(world: Path) -> Callable[..., Update]:
         network, normalize, _ = networks.initial_network("random", config, classes, device)
         method = networks.build_method(network, classes, config, stage, device)
         state = TrainState.fresh(method, stage, device=device, precision=precision)
-        recipe = Recipe(
+        rule = UpdateRule(
             weights={**ALL_OFF, **dataclasses.asdict(stage.weights)},
             statistics=stage.statistics,
             precision=precision,
@@ -227,7 +227,7 @@ def update(world: Path) -> Callable[..., Update]:
         )
         set_learning_rates(state, stage)
         state.method.train()
-        return Update(config, state, recipe, list(next(pairs)))
+        return Update(config, state, rule, list(next(pairs)))
 
     return make
 
@@ -270,7 +270,7 @@ def test_accumulated_batches_weigh_as_one_large_batch(update: Callable[..., Upda
     found = []
     for batches in (single.batches, whole):
         fresh = update(batch_size=1, iter_size=2, statistics="kept")
-        losses = train_step(fresh.state, dataclasses.replace(fresh.recipe, weights={**ALL_OFF, **weights}), batches)
+        losses = train_step(fresh.state, dataclasses.replace(fresh.rule, weights={**ALL_OFF, **weights}), batches)
         found.append((losses, gradients(fresh.state.method)))
     (losses, left), (whole_losses, right) = found
     assert left.keys() == right.keys()
@@ -334,7 +334,7 @@ def test_the_chosen_domain_moves_the_running_statistics(update: Callable[..., Up
     with torch.no_grad():
         for pair in reference.batches:
             for side in chosen:
-                reference.state.method.network(reference.recipe.normalize(pair[side].images))
+                reference.state.method.network(reference.rule.normalize(pair[side].images))
     expected = running_means(reference.state.method.network)
     for name, mean in moved.items():
         torch.testing.assert_close(mean, expected[name])

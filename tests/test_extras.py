@@ -18,7 +18,7 @@ from model.extras.entropy import entropy
 from model.extras.lessons import Labelled, Lesson, LessonSettings, draws, lesson_loss, lessons
 from model.extras.masking import masked
 from model.extras.photometric import photometric
-from model.extras.teacher import PseudoLabels, Teacher, confident
+from model.extras.teacher import Teacher, TeacherLabels, confident
 from tests.test_engine import differences, state_of, train
 
 IGNORE = 255
@@ -169,7 +169,7 @@ def test_colours_change_each_image_in_its_own_way_and_only_a_little() -> None:
 def test_of_two_sizes_what_they_have_in_common_is_mixed() -> None:
     source = Labelled(images(2, 30, 80), torch.randint(0, 4, (2, 30, 80), generator=generator()))
     target = images(2, 40, 60)
-    pseudo = PseudoLabels(torch.randint(0, 4, (2, 40, 60), generator=generator(1)), torch.full((2, 40, 60), 0.25))
+    pseudo = TeacherLabels(torch.randint(0, 4, (2, 40, 60), generator=generator(1)), torch.full((2, 40, 60), 0.25))
     (lesson,) = lessons(
         {"mixed", "seg"}, source, target, pseudo, num_classes=4, settings=LessonSettings(), generator=generator(2)
     )

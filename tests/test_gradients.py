@@ -54,8 +54,8 @@ def subject(folder: Path) -> Subject:
 
 def test_the_parts_make_the_whole(subject: Subject) -> None:
     batches = next(iter(subject.updates()))
-    parts = {name: pull(subject.state, subject.recipe, name, batches)[0] for name in WEIGHTS}
-    accumulate(subject.state, subject.recipe, batches)
+    parts = {name: pull(subject.state, subject.rule, name, batches)[0] for name in WEIGHTS}
+    accumulate(subject.state, subject.rule, batches)
     backbone, _ = subject.state.method.network.parameter_groups()
     whole = torch.cat([p.grad.flatten().double() for p in backbone if p.grad is not None])
     error = (sum(parts.values()) - whole).norm()
@@ -72,8 +72,8 @@ def test_nothing_is_learnt(subject: Subject) -> None:
 
 def test_a_weight_scales(subject: Subject) -> None:
     batches = next(iter(subject.updates()))
-    once, value = pull(subject.state, subject.recipe, "aggregation", batches)
-    doubled = dataclasses.replace(subject.recipe, weights={**subject.recipe.weights, "aggregation": 0.2})
+    once, value = pull(subject.state, subject.rule, "aggregation", batches)
+    doubled = dataclasses.replace(subject.rule, weights={**subject.rule.weights, "aggregation": 0.2})
     twice, same = pull(subject.state, doubled, "aggregation", batches)
     assert value == same
     torch.testing.assert_close(twice, 2 * once)

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from utils import tables
-from utils.evaluation import Bootstrap, Evaluation, Report
+from utils.evaluation import Bootstrap, Evaluation, ScoreReport
 
 NAMES = ("road", "sky", "car")
 SUBSETS = {"3": (0, 1, 2), "2": (0, 1), "vehicles": (2,)}
 
 
 @pytest.fixture
-def report() -> Report:
+def report() -> ScoreReport:
     """Two images; class `car` is predicted and never true."""
     evaluation = Evaluation(NAMES, SUBSETS, boundary_ratio=0.1)
     truth = np.repeat(np.array([0, 1], np.uint8), 8).reshape(2, 8)
@@ -36,7 +36,7 @@ def rows_of(markdown: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_the_console_form_names_every_protocol(report: Report) -> None:
+def test_the_console_form_names_every_protocol(report: ScoreReport) -> None:
     text = tables.format_report(report)
     lines = text.splitlines()
     assert lines[0].split() == ["class", "IoU", "interval", "precision", "recall", "boundary", "IoU"]
@@ -57,13 +57,13 @@ def test_the_console_form_names_every_protocol(report: Report) -> None:
     assert "95 %, from 50 bootstrap samples of the images (seed 3)" in text
 
 
-def test_without_confidence_the_table_says_where_calibration_comes_from(report: Report) -> None:
+def test_without_confidence_the_table_says_where_calibration_comes_from(report: ScoreReport) -> None:
     (line,) = [line for line in tables.format_report(report).splitlines() if "calibration" in line]
     assert line.split()[0] == "-"
     assert "evaluate_cityscapes.py --in-memory" in line
 
 
-def test_markdown_holds_the_same_cells_as_the_console(report: Report) -> None:
+def test_markdown_holds_the_same_cells_as_the_console(report: ScoreReport) -> None:
     markdown, text = tables.format_markdown(report), tables.format_report(report)
     rows = rows_of(markdown.split("| truth, % of row")[0])
     assert rows[0] == ["class", "IoU", "interval", "precision", "recall", "boundary IoU"]
@@ -75,7 +75,7 @@ def test_markdown_holds_the_same_cells_as_the_console(report: Report) -> None:
             assert " ".join(cell for cell in order if cell) in flat
 
 
-def test_markdown_says_where_each_class_went(report: Report) -> None:
+def test_markdown_says_where_each_class_went(report: ScoreReport) -> None:
     rows = rows_of("|" + tables.format_markdown(report).split("| truth, % of row")[1])[2:]
     counts = report.confusion.counts
     for name, cells, row in zip(report.names, rows, counts, strict=True):
@@ -89,7 +89,7 @@ def test_a_name_with_a_bar_keeps_its_markdown_row() -> None:
     assert "| a\\|b | 100.00 |" in tables.format_markdown(evaluation.report())
 
 
-def test_csv_holds_every_number_unrounded(report: Report) -> None:
+def test_csv_holds_every_number_unrounded(report: ScoreReport) -> None:
     rows = list(csv.DictReader(io.StringIO(tables.format_csv(report))))
     written = {(row["measure"], row["name"]): row for row in rows}
     assert len(written) == len(rows)
@@ -114,7 +114,7 @@ def test_csv_holds_every_number_unrounded(report: Report) -> None:
     assert number(written["ece", ""]["value"]) is None
 
 
-def test_publish_prints_and_writes(report: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_publish_prints_and_writes(report: ScoreReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tables.publish(report, csv_file=str(tmp_path / "new" / "s.csv"), markdown_file=str(tmp_path / "s.md"))
     printed = capsys.readouterr().out
     historical = tables.format_historical(report.names, report.confusion.iou())

@@ -148,7 +148,7 @@ class CycleGANSettings:
 
 
 @dataclass(frozen=True)
-class Weights:
+class LossWeights:
     """Factor of each loss (spec 3.5, the last four model/extras); 0 switches the term off."""
 
     seg: float = 1.0
@@ -213,7 +213,7 @@ class Stage:
     mask_block: int = 32
     mask_ratio: float = 0.7
     rare_classes: float = 0.0
-    weights: Weights = field(default_factory=Weights)
+    weights: LossWeights = field(default_factory=LossWeights)
 
     @property
     def last_step(self) -> int:
@@ -318,7 +318,7 @@ RANGES: dict[type, dict[str, Range]] = {  # of every number that is not checked 
         **dict.fromkeys(("blocks", "pool", "learning_rate"), NOT_NEGATIVE),
         **dict.fromkeys(("lambda_cycle", "lambda_identity", "lambda_semantic"), NOT_NEGATIVE),
     },
-    Weights: {term.name: NOT_NEGATIVE for term in dataclasses.fields(Weights)},
+    LossWeights: {term.name: NOT_NEGATIVE for term in dataclasses.fields(LossWeights)},
     Stage: {
         **dict.fromkeys(("num_steps", "batch_size", "iter_size", "save_pred_every", "num_prototype"), COUNT),
         **dict.fromkeys(("instances", "mask_block"), COUNT),

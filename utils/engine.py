@@ -30,7 +30,7 @@ from model.extras.lessons import (
     lesson_loss,
     lessons,
 )
-from model.extras.teacher import PseudoLabels, Teacher, confident
+from model.extras.teacher import Teacher, TeacherLabels, confident
 from model.regions import IGNORE
 from utils.checkpoint import require_keys, restore_rng, rng_state
 from utils.config import Config, Stage
@@ -164,7 +164,7 @@ def network_optimizer(network: SegmentationNetwork, stage: Stage) -> torch.optim
 
 
 @dataclass(frozen=True)
-class Recipe:
+class UpdateRule:
     """How an update is made: loss weights by name, whose images move the batch-norm statistics, precision.
 
     lessons: how a teacher's labels are made to lessons; seed: of their random draws.
@@ -186,7 +186,7 @@ class Recipe:
         object.__setattr__(self, "active", frozenset(name for name, weight in self.weights.items() if weight))
 
     @classmethod
-    def of(cls, config: Config, stage: Stage, normalize: Callable[[Tensor], Tensor]) -> Recipe:
+    def of(cls, config: Config, stage: Stage, normalize: Callable[[Tensor], Tensor]) -> UpdateRule:
         """What a configuration says of a stage. normalize: of the network's input (utils/networks.py)."""
         return cls(
             weights=asdict(stage.weights),
@@ -204,34 +204,34 @@ class Recipe:
         )
 
 
-def train_step(state: TrainState, recipe: Recipe, batches: Sequence[Pair]) -> Losses:
+def train_step(state: TrainState, rule: UpdateRule, batches: Sequence[Pair]) -> Losses:
     """One update from `iter_size` pairs of source and target batches (spec 1, "one training iteration").
 
     Returns every computed loss, unweighted and detached. Nothing here waits for the device but the alignment, once a
     pair: components are found on the host (model/regions.py).
     """
-    undo = remembered(state.method) if recipe.skip_nonfinite else None
-    total = accumulate(state, recipe, batches)
+    undo = remembered(state.method) if rule.skip_nonfinite else None
+    total = accumulate(state, rule, batches)
     if undo is not None and is_bad(total, state.method, scaled=state.scaler.is_enabled()):
         undo()
         return total
-    if recipe.active:  # else only statistics move, and a scaler that has scaled nothing refuses to step
-        with recipe.part("optimisers"):
-            _step(state, recipe)
+    if rule.active:  # else only statistics move, and a scaler that has scaled nothing refuses to step
+        with rule.part("optimisers"):
+            _step(state, rule)
     if state.teacher is not None:
-        with recipe.part("teacher"):
+        with rule.part("teacher"):
             state.teacher.follow(state.method.network)
     return total
 
 
-def accumulate(state: TrainState, recipe: Recipe, batches: Sequence[Pair]) -> Losses:
+def accumulate(state: TrainState, rule: UpdateRule, batches: Sequence[Pair]) -> Losses:
     """Leave the gradients of an update in the parameters; statistics, banks and AIM's weights move, no weight does.
 
     Cross-entropies are normalised by the labelled pixels of all pairs together and the other terms averaged over the
     pairs, so accumulating n batches of m images weighs every image as one batch of n * m would. (Batch norm and AIM's
     adaptive weights still see one pair at a time.) Returns every computed loss, unweighted and detached.
     """
-    with recipe.part("data"):
+    with rule.part("data"):
         batches = on_device(batches, state.device)
         source_pixels, target_pixels = (_labelled_pixels(side) for side in zip(*batches, strict=True))
     share = 1 / len(batches)
@@ -239,14 +239,14 @@ def accumulate(state: TrainState, recipe: Recipe, batches: Sequence[Pair]) -> Lo
     state.optimizer.zero_grad(set_to_none=True)
     state.optimizer_d.zero_grad(set_to_none=True)
     for pair, (source, target) in enumerate(batches):
-        losses, source_log, view = _source_part(state, recipe, source, pixels=source_pixels)
+        losses, source_log, view = _source_part(state, rule, source, pixels=source_pixels)
         if target is not None:
             target_losses, probabilities = _target_part(
-                state, recipe, target, source=view, pixels=target_pixels, share=share
+                state, rule, target, source=view, pixels=target_pixels, share=share
             )
-            losses |= target_losses | _lesson_part(state, recipe, source, target, share=share, pair=pair)
+            losses |= target_losses | _lesson_part(state, rule, source, target, share=share, pair=pair)
             if probabilities is not None:
-                losses |= _discriminator_part(state, recipe, source_log, probabilities, share=share)
+                losses |= _discriminator_part(state, rule, source_log, probabilities, share=share)
         for name, loss in losses.items():
             total[name] = total.get(name, 0.0) + loss.detach()
     return total
@@ -270,61 +270,61 @@ def _labelled_pixels(batches: Iterable[Any]) -> Tensor | int:
     return sum((batch.labels != IGNORE).sum() for batch in batches if batch is not None)
 
 
-def _step(state: TrainState, recipe: Recipe) -> None:
+def _step(state: TrainState, rule: UpdateRule) -> None:
     """Both optimisers, then the loss scale."""
     state.scaler.step(state.optimizer)
-    if "adv" in recipe.active:
+    if "adv" in rule.active:
         state.scaler.step(state.optimizer_d)
     state.scaler.update()
 
 
 def _source_part(
-    state: TrainState, recipe: Recipe, batch: Any, *, pixels: Tensor | int
+    state: TrainState, rule: UpdateRule, batch: Any, *, pixels: Tensor | int
 ) -> tuple[Losses, Tensor, View | None]:
     """Source forward, cross-entropy, backward.
 
     Returns the losses, log probabilities (B, C, H, W), and what the banks are to see if anything needs them: they do
     together with the target, so that the host waits for the label maps of both at once.
     """
-    output, log_probabilities = _forward(state.method, recipe, batch, domain="source")
-    with recipe.part("source cross-entropy"):
+    output, log_probabilities = _forward(state.method, rule, batch, domain="source")
+    with rule.part("source cross-entropy"):
         losses = {"seg": state.method.segmentation_loss(log_probabilities, batch.labels, pixels=pixels)}
-    view = state.method.view_source(output, batch.labels) if needs_alignment(recipe.active) else None
-    with recipe.part("source backward"):
-        _backward(state, recipe, losses)
+    view = state.method.view_source(output, batch.labels) if needs_alignment(rule.active) else None
+    with rule.part("source backward"):
+        _backward(state, rule, losses)
     return losses, log_probabilities.detach(), view
 
 
 def _target_part(
-    state: TrainState, recipe: Recipe, batch: Any, *, source: View | None, pixels: Tensor | int, share: float
+    state: TrainState, rule: UpdateRule, batch: Any, *, source: View | None, pixels: Tensor | int, share: float
 ) -> tuple[Losses, Tensor | None]:
     """Target forward, fill the banks from `source`, matching, adversary and pseudo labels, backward.
 
     Returns the losses and, if there is an adversary, the probabilities (B, C, H, W), detached: the same that it saw.
     """
-    method, active = state.method, recipe.active
+    method, active = state.method, rule.active
     with torch.set_grad_enabled(
         bool(active & {*TARGET_LOSSES, "entropy"})
     ):  # without a loss only the statistics are wanted
-        output, log_probabilities = _forward(method, recipe, batch, domain="target")
+        output, log_probabilities = _forward(method, rule, batch, domain="target")
     losses: Losses = {}
     probabilities = None
     if source is not None:
-        with recipe.part("alignment"):
+        with rule.part("alignment"):
             target = method.view_target(output, batch.labels)
             losses |= {name: share * loss for name, loss in _alignment(method, active, source, target).items()}
     if "entropy" in active:
-        with recipe.part("entropy"):
+        with rule.part("entropy"):
             losses["entropy"] = share * entropy(log_probabilities)
     if "pseudo" in active:
-        with recipe.part("target cross-entropy"):
+        with rule.part("target cross-entropy"):
             losses["pseudo"] = method.segmentation_loss(log_probabilities, batch.labels, pixels=pixels)
     if "adv" in active:
-        with recipe.part("adversary"), frozen(method.discriminator), _autocast(state, recipe):
+        with rule.part("adversary"), frozen(method.discriminator), _autocast(state, rule):
             probabilities = log_probabilities.exp()
             losses["adv"] = share * method.adversarial_loss(probabilities)
-    with recipe.part("target backward"):
-        _backward(state, recipe, losses)
+    with rule.part("target backward"):
+        _backward(state, rule, losses)
     return losses, None if probabilities is None else probabilities.detach()
 
 
@@ -337,78 +337,76 @@ def _alignment(method: BAFFT, active: frozenset[str], source: View, target: View
 
 
 def _discriminator_part(
-    state: TrainState, recipe: Recipe, source_log: Tensor, target: Tensor, *, share: float
+    state: TrainState, rule: UpdateRule, source_log: Tensor, target: Tensor, *, share: float
 ) -> Losses:
     """Discriminator on source, given by its log probabilities, and target probabilities (B, C, H, W), backward."""
-    with recipe.part("discriminator"):
-        with _autocast(state, recipe):
+    with rule.part("discriminator"):
+        with _autocast(state, rule):
             losses = state.method.discriminator_losses(source_log.exp(), target)
         losses = {name: share * loss for name, loss in losses.items()}
         state.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
     return losses
 
 
-def _lesson_part(state: TrainState, recipe: Recipe, source: Any, target: Any, *, share: float, pair: int) -> Losses:
+def _lesson_part(state: TrainState, rule: UpdateRule, source: Any, target: Any, *, share: float, pair: int) -> Losses:
     """What the teacher has to say of the target: for each lesson a forward pass, its loss, backward."""
     if state.teacher is None:
         return {}
-    with recipe.part("teacher"):
-        pseudo = _teachers_labels(state.teacher, recipe, target.images)
+    with rule.part("teacher"):
+        pseudo = _teachers_labels(state.teacher, rule, target.images)
     losses: Losses = {}
     for lesson in lessons(
-        recipe.active,
+        rule.active,
         Labelled(source.images, source.labels),
         target.images,
         pseudo,
         num_classes=state.method.network.num_classes,
-        settings=recipe.lessons,
-        generator=draws(recipe.seed, state.step, pair),
+        settings=rule.lessons,
+        generator=draws(rule.seed, state.step, pair),
     ):
-        _, log_probabilities = _forward(state.method, recipe, lesson, domain="lesson")
-        with recipe.part("lesson cross-entropy"):
+        _, log_probabilities = _forward(state.method, rule, lesson, domain="lesson")
+        with rule.part("lesson cross-entropy"):
             loss = {lesson.name: share * lesson_loss(log_probabilities, lesson)}
-        with recipe.part("lesson backward"):
-            _backward(state, recipe, loss)
+        with rule.part("lesson backward"):
+            _backward(state, rule, loss)
         losses |= loss
     return losses
 
 
 @torch.no_grad()
-def _teachers_labels(teacher: Teacher, recipe: Recipe, images: Tensor) -> PseudoLabels:
+def _teachers_labels(teacher: Teacher, rule: UpdateRule, images: Tensor) -> TeacherLabels:
     """Of target images (B, 3, H, W) uint8, as the spec makes pseudo labels: softmax, then upsampled (3.6)."""
-    logits = output_of(teacher, images, normalize=recipe.normalize, precision=recipe.precision).logits
+    logits = output_of(teacher, images, normalize=rule.normalize, precision=rule.precision).logits
     found = [highest_at(scores.float().softmax(dim=0), images.shape[-2:]) for scores in logits]
     confidence, labels = (torch.stack(maps) for maps in zip(*found, strict=True))
-    settings = recipe.lessons
+    settings = rule.lessons
     return confident(confidence, labels.to(torch.int64), threshold=settings.threshold, weighted_by=settings.weighted_by)
 
 
-def _forward(method: BAFFT, recipe: Recipe, batch: Any, *, domain: str) -> tuple[SegOutput, Tensor]:
+def _forward(method: BAFFT, rule: UpdateRule, batch: Any, *, domain: str) -> tuple[SegOutput, Tensor]:
     """Network output, and log probabilities (B, C, H, W) at input size in float32: the one softmax of that size.
 
-    The batch moves the running statistics if `recipe.statistics` names its domain, or both; a lesson never does.
+    The batch moves the running statistics if `rule.statistics` names its domain, or both; a lesson never does.
     """
-    moving = ("source", "target") if recipe.statistics == "both" else (recipe.statistics,)
+    moving = ("source", "target") if rule.statistics == "both" else (rule.statistics,)
     statistics = contextlib.nullcontext() if domain in moving else frozen_statistics(method.network)
-    with recipe.part(f"{domain} forward"), statistics:
-        output = output_of(method.network, batch.images, normalize=recipe.normalize, precision=recipe.precision)
-    with recipe.part(f"{domain} softmax"):
+    with rule.part(f"{domain} forward"), statistics:
+        output = output_of(method.network, batch.images, normalize=rule.normalize, precision=rule.precision)
+    with rule.part(f"{domain} softmax"):
         log_probabilities = F.log_softmax(upsample(output.logits.float(), batch.images.shape[-2:]), dim=1)
     return output, log_probabilities
 
 
-def _backward(state: TrainState, recipe: Recipe, losses: Losses) -> None:
+def _backward(state: TrainState, rule: UpdateRule, losses: Losses) -> None:
     """Backward of the weighted sum; the one place where loss weights are applied. Terms that nothing learns from, as
     alignment on a frozen backbone, are left out."""
-    terms = [
-        recipe.weights[name] * loss for name, loss in losses.items() if name in recipe.active and loss.requires_grad
-    ]
+    terms = [rule.weights[name] * loss for name, loss in losses.items() if name in rule.active and loss.requires_grad]
     if terms:
         state.scaler.scale(torch.stack(terms).sum()).backward()
 
 
-def _autocast(state: TrainState, recipe: Recipe) -> contextlib.AbstractContextManager:
-    return autocast(state.device, recipe.precision)
+def _autocast(state: TrainState, rule: UpdateRule) -> contextlib.AbstractContextManager:
+    return autocast(state.device, rule.precision)
 
 
 @contextlib.contextmanager
@@ -434,10 +432,10 @@ def set_learning_rates(state: TrainState, stage: Stage) -> Rates:
     return {"learning_rate": stage.learning_rate * decay, "learning_rate_D": stage.learning_rate_d * decay}
 
 
-def update(state: TrainState, recipe: Recipe, stage: Stage, batches: Sequence[Pair]) -> tuple[Losses, Rates]:
+def update(state: TrainState, rule: UpdateRule, stage: Stage, batches: Sequence[Pair]) -> tuple[Losses, Rates]:
     """One update of either stage, at the learning rates of its place in it."""
     rates = set_learning_rates(state, stage)
-    return train_step(state, recipe, batches), rates
+    return train_step(state, rule, batches), rates
 
 
 class Learner(Protocol):

@@ -8,7 +8,7 @@ Images may be counted apart, in threads or processes: parts = evaluation.part(),
 evaluation.merge(part), in the order of the images, leaves no trace of the division.
 
 Counts are kept for the whole (confusion matrix, boundaries, calibration), and of each image no more than a few numbers
-per class, for the bootstrap: memory does not grow with pixels. utils/tables.py spells a `Report` out;
+per class, for the bootstrap: memory does not grow with pixels. utils/tables.py spells a `ScoreReport` out;
 docs/evaluation.md says what each number means.
 """
 
@@ -108,7 +108,7 @@ class Bootstrap:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class ScoreReport:
     """The scores of a set of predictions, in percent; NaN for a class that they are not defined for."""
 
     names: tuple[str, ...]
@@ -237,7 +237,7 @@ class Evaluation:
         self._tallies.append(self._tally(image))
         self.confusion += image
 
-    def report(self, bootstrap: Bootstrap | None = None) -> Report:
+    def report(self, bootstrap: Bootstrap | None = None) -> ScoreReport:
         """Everything about the images so far."""
         bootstrap = bootstrap or Bootstrap()
         values = self._means(self._tally(self.confusion))
@@ -245,7 +245,7 @@ class Evaluation:
         scores = [Score(value, *interval(draw, bootstrap.level)) for value, draw in zip(values, draws.T, strict=True)]
         classes, protocols = len(self.names), len(self.subsets)
         counted, ignored = scores[classes + 1 : classes + 1 + protocols], scores[classes + 1 + protocols :]
-        return Report(
+        return ScoreReport(
             names=self.names,
             images=len(self._tallies),
             confusion=self.confusion,

@@ -33,7 +33,7 @@ from utils.runtime import pick_device
 Pixels = npt.NDArray[np.uint8]
 
 
-class View(NamedTuple):
+class Example(NamedTuple):
     """One image at input size (H, W): RGB, its truth (255 throughout where it has none), what the network says of it
     and how confident it is, 0..1."""
 
@@ -71,13 +71,13 @@ class Lens:
         """Every region of every image, pooled."""
         return _joined([self._pooled(output, label) for _, output, label, _ in self._outputs(dataset)])
 
-    def views(self, dataset: SegmentationDataset) -> Iterator[View]:
+    def examples(self, dataset: SegmentationDataset) -> Iterator[Example]:
         """Every image with truth, prediction and confidence."""
         for image, output, label, name in self._outputs(dataset):
             predicted, confidence = labels_and_confidence(output.logits[0].float(), label.shape)
             rgb = image.permute(1, 2, 0).numpy()
             truth = label.numpy().astype(np.uint8)
-            yield View(name, rgb, truth, predicted.cpu().numpy(), confidence.cpu().numpy())
+            yield Example(name, rgb, truth, predicted.cpu().numpy(), confidence.cpu().numpy())
 
     @torch.no_grad()
     def _outputs(self, dataset: SegmentationDataset) -> Iterator[tuple[torch.Tensor, SegOutput, torch.Tensor, str]]:

@@ -15,7 +15,7 @@ from model.bafft import BAFFT, Alignment
 from model.deeplab import SegmentationNetwork, build_network, input_statistics
 from model.discriminator import Discriminator
 from model.weights import (
-    Report,
+    LoadReport,
     Weights,
     WeightsError,
     infer_architecture,
@@ -36,7 +36,7 @@ class Initial(NamedTuple):
 
     network: SegmentationNetwork
     normalize: Normalize
-    report: Report
+    report: LoadReport
 
 
 def initial_network(restore_from: str, config: Config, classes: ClassTable, device: torch.device) -> Initial:
@@ -79,7 +79,7 @@ class Trained(NamedTuple):
     network: SegmentationNetwork
     normalize: Normalize
     weights: Weights
-    report: Report
+    report: LoadReport
 
 
 def trained_network(restore_from: str, config: Config, classes: ClassTable, device: torch.device) -> Trained:

@@ -18,7 +18,7 @@ from dataset.loading import BatchLoader
 from dataset.segmentation import SegmentationDataset
 from utils import datasets, networks, quick_check
 from utils.config import Config, ConfigError, Stage
-from utils.engine import Recipe, TrainState, fit, update
+from utils.engine import TrainState, UpdateRule, fit, update
 from utils.files import atomic_write
 from utils.flags import PREDICTION, Options, next_command
 from utils.guard import Guard
@@ -92,7 +92,7 @@ def _train(config: Config, options: Options, section: str, classes: ClassTable) 
             if run.snapshot_is_due:
                 run.snapshot()
             batches = batches_from(config, start=run.step)
-            learn = partial(update, training.state, Recipe.of(config, stage, normalize), stage)
+            learn = partial(update, training.state, UpdateRule.of(config, stage, normalize), stage)
             with run.kept_after_bad_files():
                 fit(training.state, stage, batches, learn, on_update=run.update, on_snapshot=run.snapshot)
     summary = run.finish()

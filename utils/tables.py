@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.evaluation import Protocol, Report, Score
+from utils.evaluation import Protocol, Score, ScoreReport
 from utils.files import atomic_write
 from utils.log import say
 from utils.metrics import Scores, Subsets, check_names, iou_array, mean_iou, row_percent
@@ -31,7 +31,7 @@ class _Line(NamedTuple):
     spelled: str
 
 
-def publish(report: Report, *, csv_file: str = "", markdown_file: str = "") -> None:
+def publish(report: ScoreReport, *, csv_file: str = "", markdown_file: str = "") -> None:
     """Print a report, and write the files whose names are given."""
     say(format_historical(report.names, report.confusion.iou()))  # the lines that people's own scripts read
     say(format_report(report))
@@ -40,7 +40,7 @@ def publish(report: Report, *, csv_file: str = "", markdown_file: str = "") -> N
             _write(path, write(report))
 
 
-def format_report(report: Report) -> str:
+def format_report(report: ScoreReport) -> str:
     """For the console: a line per class, the means with their protocols in words, and how it was counted."""
     rows = [COLUMNS, *_class_rows(report)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
@@ -52,7 +52,7 @@ def format_report(report: Report) -> str:
     return "\n".join([*table[:-1], rule, table[-1], "", *means, "", *_footnotes(report)])
 
 
-def format_markdown(report: Report) -> str:
+def format_markdown(report: ScoreReport) -> str:
     """The same as Markdown tables, and the confusion matrix."""
     head = [COLUMNS, ("---", *["---:"] * (len(COLUMNS) - 1))]
     classes = [_pipes(row) for row in (*head, *_class_rows(report))]
@@ -61,7 +61,7 @@ def format_markdown(report: Report) -> str:
     return "\n".join([*classes, "", *means, "", *_footnotes(report), "", *_confusion_table(report), ""])
 
 
-def format_csv(report: Report) -> str:
+def format_csv(report: ScoreReport) -> str:
     """One number a row: measure, name, value, low, high; unrounded, empty where there is none."""
     confusion = report.confusion
     measures = {
@@ -82,7 +82,7 @@ def format_csv(report: Report) -> str:
     return text.getvalue()
 
 
-def _confusion_table(report: Report) -> list[str]:
+def _confusion_table(report: ScoreReport) -> list[str]:
     """Markdown: where the pixels of each true class (row) went, in percent of them."""
     counts = report.confusion.counts
     shares = row_percent(counts)
@@ -91,7 +91,7 @@ def _confusion_table(report: Report) -> list[str]:
     return [_pipes(row) for row in (head, ("---", *["---:"] * (len(head) - 1)), *rows)]
 
 
-def _class_rows(report: Report) -> list[tuple[str, ...]]:
+def _class_rows(report: ScoreReport) -> list[tuple[str, ...]]:
     """The cells of every class, and of the means over the classes."""
     confusion = report.confusion
     columns = (confusion.precision(), confusion.recall(), report.boundary.iou)
@@ -103,7 +103,7 @@ def _class_rows(report: Report) -> list[tuple[str, ...]]:
     return [*rows, ("mean", _digits(report.miou.value), _interval(report.miou), *means)]
 
 
-def _lines(report: Report) -> Iterator[_Line]:
+def _lines(report: ScoreReport) -> Iterator[_Line]:
     """The numbers that concern no single class."""
     number = len(report.names)
     yield _Line("miou", str(number), report.miou, f"mIoU over all {number} classes")
@@ -129,7 +129,7 @@ def _protocol_lines(protocol: Protocol, number: int) -> Iterator[_Line]:
     yield _Line("miou_outside_ignored", protocol.name, protocol.ignored, ignored)
 
 
-def _footnotes(report: Report) -> list[str]:
+def _footnotes(report: ScoreReport) -> list[str]:
     bootstrap = report.bootstrap
     return [
         f"All in percent, over {int(report.confusion.counts.sum())} labelled pixels of {report.images} images. "

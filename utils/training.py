@@ -11,7 +11,7 @@ from dataset.corpora import number_of
 from dataset.labels import ClassTable
 from dataset.segmentation import SegmentationDataset
 from dataset.transforms import Normalize
-from model.weights import Report
+from model.weights import LoadReport
 from utils import datasets
 from utils.config import Config, Stage
 from utils.engine import TrainState
@@ -56,7 +56,7 @@ class Training:
 
 
 def describe_inputs(
-    config: Config, stage: Stage, report: Report, source: SegmentationDataset, target: SegmentationDataset | None
+    config: Config, stage: Stage, report: LoadReport, source: SegmentationDataset, target: SegmentationDataset | None
 ) -> dict[str, Any]:
     """What goes into a run, in JSON's types, for its log, its manifest and whoever goes on with it."""
     domains = {"source": source, "target": target}

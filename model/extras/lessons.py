@@ -14,7 +14,7 @@ from torch import Tensor
 from model.extras.classmix import paste, pasted
 from model.extras.masking import masked
 from model.extras.photometric import photometric
-from model.extras.teacher import PseudoLabels
+from model.extras.teacher import TeacherLabels
 from model.regions import IGNORE
 
 LESSON_LOSSES = ("online", "mixed", "masked")
@@ -52,7 +52,7 @@ def lessons(
     wanted: Collection[str],
     source: Labelled,
     target: Tensor,
-    pseudo: PseudoLabels,
+    pseudo: TeacherLabels,
     *,
     num_classes: int,
     settings: LessonSettings,
@@ -73,7 +73,7 @@ def lessons(
 
 
 def mixed(
-    source: Labelled, target: Tensor, pseudo: PseudoLabels, *, num_classes: int, generator: torch.Generator
+    source: Labelled, target: Tensor, pseudo: TeacherLabels, *, num_classes: int, generator: torch.Generator
 ) -> Lesson:
     """The ClassMix of source images and target images (B, 3, H, W) of the same row; what is pasted weighs 1."""
     common = min(source.labels.shape[1], target.shape[2]), min(source.labels.shape[2], target.shape[3])

@@ -15,7 +15,7 @@ from torch import Tensor
 from model.deeplab import SegmentationNetwork, SegOutput
 
 
-class PseudoLabels(NamedTuple):
+class TeacherLabels(NamedTuple):
     """What a teacher says of a batch: labels (B, H, W) int64, and weights (B, H, W) in 0..1."""
 
     labels: Tensor
@@ -58,7 +58,7 @@ class Teacher(torch.nn.Module):
         return self.network(images)
 
 
-def confident(confidence: Tensor, labels: Tensor, *, threshold: float, weighted_by: str = "image") -> PseudoLabels:
+def confident(confidence: Tensor, labels: Tensor, *, threshold: float, weighted_by: str = "image") -> TeacherLabels:
     """Pseudo labels that weigh as much as they are certain, above the threshold.
 
     confidence (B, H, W): probability of the label (B, H, W). weighted_by: "pixel", 1 where the pixel is certain, else 0
@@ -69,5 +69,5 @@ def confident(confidence: Tensor, labels: Tensor, *, threshold: float, weighted_
     labels = labels.masked_fill(unknown, 0)
     certain = torch.where(unknown, confidence, (confidence > threshold).to(confidence.dtype))
     if weighted_by == "pixel":
-        return PseudoLabels(labels, certain)
-    return PseudoLabels(labels, certain.mean(dim=(1, 2), keepdim=True).expand_as(confidence))
+        return TeacherLabels(labels, certain)
+    return TeacherLabels(labels, certain.mean(dim=(1, 2), keepdim=True).expand_as(confidence))

@@ -16,7 +16,17 @@ from model.weight_files import first_line
 from utils import datasets
 from utils.config import ConfigError
 from utils.files import atomic_write
-from utils.inspection import Domains, Lens, Pixels, PseudoLabels, View, domains, pseudo_labels, some_of, training_images
+from utils.inspection import (
+    Domains,
+    Example,
+    Lens,
+    Pixels,
+    PseudoLabels,
+    domains,
+    pseudo_labels,
+    some_of,
+    training_images,
+)
 from utils.inspection import divergence as measure
 from utils.log import say, write_json
 from utils.mistakes import MISTAKES
@@ -107,8 +117,8 @@ class Seen(NamedTuple):
     """What one network made of it: region features, and views of examples of target validation and training."""
 
     look: Look
-    validation: list[View]
-    training: list[View]
+    validation: list[Example]
+    training: list[Example]
 
 
 @dataclass
@@ -140,8 +150,8 @@ class Gaze:
         try:
             lens = Lens.of_run(run.folder, run.config, run.stage, self.classes)
             look = Look(*measure(lens, shown.domains))
-            validation = lens.views(some_of(shown.domains.target, EXAMPLES))
-            return Seen(look, list(validation), list(lens.views(shown.training)))
+            validation = lens.examples(some_of(shown.domains.target, EXAMPLES))
+            return Seen(look, list(validation), list(lens.examples(shown.training)))
         except MISTAKES as error:
             return Missing(f"The network of {run.label} cannot be looked through: {error}")
 
@@ -200,7 +210,9 @@ def _names(dataset: SegmentationDataset) -> list[str]:
     return [sample.name for sample in dataset.samples]
 
 
-def _gallery(title: str, networks: Mapping[str, list[View]], gaze: Gaze, given: PseudoLabels | None = None) -> Gallery:
+def _gallery(
+    title: str, networks: Mapping[str, list[Example]], gaze: Gaze, given: PseudoLabels | None = None
+) -> Gallery:
     """A row per image: itself, its truth, each network's prediction, the last one's confidence, its pseudo label."""
     *_, last = networks
     truthful = given.truth is not None if given else any((view.truth != IGNORE).any() for view in networks[last])
