@@ -20,9 +20,10 @@ import torch
 from benchmarks.origin import origin
 from benchmarks.timing import Result, duration, measure
 from utils.config import Parser
+from utils.console import say
 from utils.flags import output_file
+from utils.json_files import write_json
 from utils.launch import launch
-from utils.log import say, write_json
 from utils.manifest import device_name
 from utils.runtime import pick_device
 

@@ -27,7 +27,7 @@ from dataset.loading import train_loader
 from dataset.segmentation import SegmentationDataset, read_resized
 from dataset.transforms import Augment
 from dataset.translation import METHODS, Translator, band, fda, histogram_match, lab_transfer, method_named
-from utils.log import say
+from utils.console import say
 
 SIZES = {"Cityscapes": ((2048, 1024), (1024, 512)), "GTA5": ((1914, 1052), (1280, 720))}  # stored, wanted (W,H)
 WORKERS = (0, 1, 2)

@@ -26,12 +26,13 @@ from dataset.corpora import Sample
 from dataset.labels import ClassTable
 from utils import datasets
 from utils.config import Config, ConfigError, Parser, build_config, completed, read_config
+from utils.console import say
 from utils.flags import not_negative
+from utils.json_files import read_json, write_json
 from utils.launch import launch
-from utils.log import say, write_json
 from utils.resume import changes
 from utils.run_files import LAST, MANIFEST, THRESHOLDS
-from utils.run_folder import read_json, read_run
+from utils.run_folder import read_run
 from utils.sheet import contact_sheet
 from utils.tables import format_columns
 

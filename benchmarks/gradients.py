@@ -26,10 +26,11 @@ from dataset.labels import ClassTable
 from utils import datasets, networks
 from utils.checkpoint import load_last
 from utils.config import Config, ConfigError, Parser, Stage, build_config
+from utils.console import progress, say
 from utils.engine import Pair, TrainState, UpdateRule, accumulate
 from utils.flags import at_least_one, output_file
+from utils.json_files import write_json
 from utils.launch import launch
-from utils.log import progress, say, write_json
 from utils.nonfinite import remembered
 from utils.prepared import prepare_source
 from utils.run_files import LAST

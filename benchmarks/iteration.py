@@ -25,9 +25,9 @@ from dataset.loading import Batch
 from model.bafft import ALIGNMENT_LOSSES, BAFFT
 from utils import datasets, networks
 from utils.config import DEFAULT_CONFIG, PRECISIONS, Config, Stage, build_config, override, read_config
+from utils.console import say
 from utils.engine import Losses, Pair, TrainState, UpdateRule, frozen, train_step
 from utils.inference import upsample
-from utils.log import say
 from utils.runtime import DTYPES, compile_network, seed_everything, tune_kernels
 
 Shape = Sequence[int]

@@ -43,11 +43,12 @@ from benchmarks.rungs import BY_NAME, RUNGS, Rung
 from dataset.corpora import DataError
 from utils import datasets
 from utils.config import ConfigError, Parser, build_config, nearest
+from utils.console import say
 from utils.files import atomic_write
 from utils.flags import assignment, at_least_one
 from utils.interrupts import exit_code
+from utils.json_files import write_json
 from utils.launch import launch
-from utils.log import say, write_json
 from utils.run_files import SELECTION
 from utils.run_folder import read_run
 

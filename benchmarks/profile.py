@@ -24,10 +24,11 @@ from benchmarks.iteration import QUICK, Iteration, Stopwatch, Utilisation
 from benchmarks.origin import origin
 from utils import datasets
 from utils.config import Config, Parser
+from utils.console import say
 from utils.engine import Pair, on_device, train_step
 from utils.flags import TRAINING, at_least_one, parse
+from utils.json_files import write_json
 from utils.launch import launch
-from utils.log import say, write_json
 from utils.prepared import prepare_source
 from utils.runtime import peak_memory_mb, pick_device, prefetch
 

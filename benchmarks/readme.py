@@ -17,9 +17,10 @@ from typing import Any
 
 from benchmarks.tables import TABLES, Results
 from utils.config import ConfigError, Parser
+from utils.console import say
 from utils.files import atomic_write
+from utils.json_files import write_json
 from utils.launch import launch
-from utils.log import say, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/ladder.md", "docs/performance.md", "docs/reliability.md", "docs/translation.md")

@@ -15,9 +15,10 @@ import torch
 from benchmarks.origin import origin
 from benchmarks.pseudo_labels import follow
 from utils.config import Parser
+from utils.console import say
 from utils.flags import at_least_one, output_file
+from utils.json_files import write_json
 from utils.launch import launch
-from utils.log import say, write_json
 
 
 def main(argv: Sequence[str] | None = None) -> None:

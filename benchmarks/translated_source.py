@@ -20,9 +20,10 @@ from typing import Any
 from benchmarks.ladder_scores import metric_named, paired, spread
 from benchmarks.origin import made_with, module_command
 from utils.config import TRANSLATIONS, ConfigError, Parser, build_config, override, read_config
+from utils.console import say
 from utils.flags import assignment, at_least_one
+from utils.json_files import write_json
 from utils.launch import launch
-from utils.log import say, write_json
 from utils.run_files import LAST, MANIFEST
 from utils.run_folder import RunRecord, read_run
 

@@ -26,10 +26,11 @@ from dataset.transforms import Normalize
 from dataset.translation import COPIES
 from utils import datasets, networks
 from utils.config import Config, Parser, build_config, read_config
+from utils.console import say
 from utils.flags import output_file
 from utils.inference import predict
+from utils.json_files import write_json
 from utils.launch import launch
-from utils.log import say, write_json
 from utils.metrics import ConfusionMatrix
 from utils.runtime import pick_device
 from utils.tables import format_columns

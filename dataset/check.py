@@ -24,6 +24,8 @@ from dataset.doctor import CHUNK, NOTE, PROBLEM, Chart, DataSet, Finding, Findin
 from dataset.doctor_sets import frequencies, judge, spelled_sizes
 from dataset.labels import ClassTable, train_id_decoding
 from dataset.toml import DataError
+from utils.console import progress, say
+from utils.json_files import write_json
 
 # What else this script composes is imported where it is used: every worker process imports this module again, and has
 # no need of networks.
@@ -43,7 +45,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv, passed_over = data_flags(sys.argv[1:] if argv is None else argv)
     config, options = parse(argv, description=__doc__, section=SECTIONS, flags=TRAINING, extend=_flags)
     from utils import datasets  # only now, as in the training scripts: with torch
-    from utils.log import progress, say, write_json
 
     for note in (*options.notes, *passed_over):
         say(f"note: {note}")

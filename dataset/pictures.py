@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageOps
 
+from dataset.images import to_rgb
 from dataset.labels import open_image, read_bytes
 from dataset.orientation import orientation, orientation_of
-from dataset.segmentation import to_rgb
 from dataset.toml import DataError
 
 Box = tuple[int, int, int, int]
@@ -124,7 +124,7 @@ class WindowedPicture:
 def open_picture(path: Path) -> Picture:
     """The picture in a file, its orientation (EXIF) applied: a photograph is looked at upright.
 
-    Modes are read by the rules of `dataset.segmentation.read_image`; of an animation the first frame. A TIFF above
+    Modes are read by the rules of `dataset.images.read_image`; of an animation the first frame. A TIFF above
     Pillow's limit is read by windows. Raises DataError naming a file that is not readable, or of another kind and above
     the limit.
     """

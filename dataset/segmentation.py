@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from dataset.cache import ImageCache, Resized
+from dataset.cache import ImageCache
 from dataset.corpora import DataError, Sample
-from dataset.labels import IGNORE, LabelDecoding, open_image, read_bytes, refuse_unknown_range, same_shape
+from dataset.images import read_image, read_resized, resize
+from dataset.labels import IGNORE, LabelDecoding, read_bytes, same_shape
 from dataset.orientation import TURN_FILES, orientation_of, seen_size
-from dataset.png import plain_png
-from dataset.transforms import Augment, resize
+from dataset.transforms import Augment
 from dataset.translation import Translator
 
 
@@ -114,51 +114,3 @@ def _require_same_shape(sample: Sample, image: tuple[int, int], label: tuple[int
     turned = same_shape(seen_size(image, orientation_of(read_bytes(sample.image))), label)
     remedy = f"the label lies on the image as EXIF turns it: {TURN_FILES}" if turned else "fetch both again"
     raise DataError(f"{sample.label} is {sizes[0]}, its image {sample.image} is {sizes[1]}; {remedy}")
-
-
-def read_resized(
-    path: Path, size: tuple[int, int], cache: ImageCache | None = None
-) -> tuple[Image.Image, tuple[int, int]]:
-    """An image file as `read_image` gives it, resized to `size` (W,H), and its own size; from the cache if it is there.
-
-    Raises DataError as `read_image` does, and for a cache that cannot be used.
-    """
-    data = read_bytes(path)
-    key = cache.key(data, size) if cache else b""
-    known = cache.load(key) if cache else None
-    if known is not None:
-        return Image.fromarray(known.pixels), known.native
-    image = _decode(path, data)
-    resized, _ = resize(image, None, size)
-    if cache:
-        cache.store(key, Resized(np.asarray(resized), image.size))
-    return resized, image.size
-
-
-def read_image(path: Path) -> Image.Image:
-    """An image file of any mode as 8-bit RGB.
-
-    Transparency is dropped, 16-bit grey keeps its high byte, CMYK is converted; of an animation the first frame is
-    read. An EXIF orientation is not applied: labels lie on the pixels as stored (`dataset.orientation`).
-    Raises DataError naming a file that is missing, damaged, larger than Pillow's decompression limit, or of 32-bit
-    pixels, whose range is unknown.
-    """
-    return _decode(path, read_bytes(path))
-
-
-def _decode(path: Path, data: bytes) -> Image.Image:
-    """`read_image` of a file's bytes."""
-    pixels = plain_png(data, "rgb")
-    if pixels is not None:
-        return Image.fromarray(pixels)
-    return to_rgb(path, open_image(path, data))
-
-
-def to_rgb(path: Path, image: Image.Image) -> Image.Image:
-    """A decoded image of any mode as 8-bit RGB, by the rules of `read_image`; raises DataError for 32-bit pixels."""
-    refuse_unknown_range(path, image)
-    if image.mode.startswith("I"):  # 16-bit grey
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # straight to RGB would warn
-    return image if image.mode == "RGB" else image.convert("RGB")

@@ -28,6 +28,7 @@ from dataset.pool import processes
 from dataset.streets_photo import render_official
 from dataset.streets_styles import SOURCE, TARGET
 from dataset.toml import DataError
+from utils.console import progress
 from utils.files import atomic_write
 
 __all__ = ["write_world"]
@@ -71,8 +72,6 @@ def write_world(
     `workers` (processes, 0: this one). An interrupted call goes on where it stopped. Raises DataError for counts and
     seeds below 0, and if `root` holds a world of other parameters, or a corpus that is not one of ours.
     """
-    from utils.log import progress  # not above: torch comes with it, into every process
-
     root = Path(root)
     counts = {
         "source_train": source_train,

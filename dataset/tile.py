@@ -50,7 +50,9 @@ from dataset.pool import Mapper, processes
 from dataset.toml import DataError, shipped_table
 from utils.background import write_image
 from utils.config import ConfigError, Parser, nearest, read_config
+from utils.console import progress, say
 from utils.files import atomic_write, remove_temporaries
+from utils.json_files import write_json
 
 # What else this script composes is imported where it is used: every worker process imports this module again, and has
 # no need of torch.
@@ -72,7 +74,6 @@ _PALETTE_BYTES = bytes(value for index in range(256) for value in PALETTE.get(in
 def main(argv: Sequence[str] | None = None) -> None:
     """Cut what the command line names; with --json write the summary, too."""
     arguments = _parser().parse_args(argv)
-    from utils.log import progress, say, write_json
 
     began = time.monotonic()
     archive = _archive(arguments)
@@ -372,8 +373,6 @@ def _write(path: Path, image: Image.Image) -> None:
 
 
 def _cut_all(each: Mapper, job: Job, found: Sequence[Photograph], plan: Sequence[Mapping[str, Any]]) -> list[Outcome]:
-    from utils.log import progress
-
     totals = [_number_of_tiles(job, *entry["size"]) for entry in plan]
     outcomes = []
     with progress(total=sum(totals), description="cut", unit="tile") as bar:
@@ -413,8 +412,6 @@ def _claim(job: Job, plan: list[dict[str, Any]]) -> dict[str, Any]:
     Unfinished files of a run that was killed are removed. Raises DataError when the folder holds tiles cut otherwise or
     something else.
     """
-    from utils.log import say, write_json
-
     path = job.tiles.root / "manifest.json"
     manifest = {
         "state": "in progress",
@@ -467,8 +464,6 @@ def _finish(job: Job, begun: dict[str, Any], outcomes: Sequence[Outcome]) -> dic
 
     Raises DataError for a split without a tile, and for a train without class 1.
     """
-    from utils.log import write_json
-
     entries = begun["photographs"]
     photographs = [
         {**entry, **_percentages([outcome]), "tiles": outcome.tiles, "skipped": outcome.skipped}

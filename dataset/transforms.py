@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from dataset.images import resize
 from dataset.labels import IGNORE
 from dataset.toml import DataError
 
@@ -18,20 +19,6 @@ MEAN_BGR = (104.00698793, 116.66876762, 122.67891434)
 MEAN_COLOUR = (123, 117, 104)  # the same, RGB, rounded: padding becomes about zero after normalisation
 
 _TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
-
-Label = TypeVar("Label", np.ndarray, None)
-
-
-def resize(image: Image.Image, label: Label, size: tuple[int, int]) -> tuple[Image.Image, Label]:
-    """Bring image and label to `size` (W,H): bicubic with antialiasing for the image, nearest for the label.
-
-    label: (h,w) uint8 or None; it may have another size than the image.
-    """
-    if image.size != size:
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    if label is not None and label.shape != (size[1], size[0]):
-        label = np.array(Image.fromarray(label).resize(size, Image.Resampling.NEAREST))
-    return image, label
 
 
 @dataclass(frozen=True, kw_only=True)

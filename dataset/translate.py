@@ -32,14 +32,16 @@ import tomli_w
 from PIL import Image
 
 from dataset.corpora import Corpus, Sample, evenly, number_of
+from dataset.images import read_image, resize
 from dataset.pool import processes
-from dataset.segmentation import read_image
 from dataset.toml import DataError
-from dataset.transforms import resize
 from dataset.translation import COPIES, Method, Translator, drawn_images, method_named
 from utils.background import ENCODINGS, in_background, write_image
 from utils.config import Config, ConfigError, Parser
+from utils.console import progress, say
 from utils.files import atomic_write, names_and_sizes, remove_temporaries
+from utils.json_files import write_json
+from utils.lock import only_one
 from utils.sheet import contact_sheet
 
 if TYPE_CHECKING:
@@ -63,9 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from utils.flags import TRANSLATING, parse
 
     config, options = parse(argv, description=__doc__ or "", section="cyclegan", flags=TRANSLATING, extend=_arguments)
-    from utils.lock import only_one  # only now, as in the training scripts: with torch
-    from utils.log import progress, say, write_json
-    from utils.notes import say_notes
+    from utils.notes import say_notes  # only now, as in the training scripts: with torch
 
     say_notes(config, options)
     job = _job(config, options)
@@ -391,8 +391,6 @@ def _refuse_what_is_not_ours(job: Job) -> None:
 
 def _claim(job: Job, settings: Mapping[str, Any]) -> None:
     """Write an unfinished manifest. Raises DataError when the folder holds another copy."""
-    from utils.log import write_json
-
     path = job.folder / MANIFEST
     asked = _manifest(job, settings)
     there: dict[str, Any] = {}
@@ -444,8 +442,6 @@ def _finish(job: Job, settings: Mapping[str, Any], config: Config, options: Opti
     The configuration names no validation list where that part has not been translated, and translates nothing on the
     fly.
     """
-    from utils.log import write_json
-
     for path, tasks in job.lists.items():
         with atomic_write(path) as temporary:
             temporary.write_text("".join(f"{task.name}\n" for task in tasks), encoding="utf-8")

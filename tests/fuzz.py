@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 
 from benchmarks import naive
 from dataset.corpora import Corpus, DataError
+from dataset.images import read_image
 from dataset.labels import LabelDecoding, train_id_decoding
-from dataset.segmentation import read_image
 from model.regions import partition, pool
 from model.weights import WeightsError, read_weights, write_weights
 from tests.test_metrics import naive_iou

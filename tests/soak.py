@@ -28,9 +28,10 @@ from benchmarks.origin import origin
 from tests.fuzz import CASES
 from tests.kill import WAYS, Stand, start_server, torture
 from utils.config import Parser
+from utils.console import say
 from utils.flags import output_file
+from utils.json_files import write_json
 from utils.launch import launch
-from utils.log import say, write_json
 
 CHUNK = 1000  # cases between looks at the clock
 Found = tuple[dict[str, Any], list[str]]

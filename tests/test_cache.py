@@ -18,9 +18,10 @@ from PIL import Image
 
 from dataset.cache import ImageCache, Resized, _decoded
 from dataset.corpora import DataError, Sample
+from dataset.images import read_image, read_resized
 from dataset.labels import train_id_decoding
 from dataset.loading import train_loader
-from dataset.segmentation import SegmentationDataset, read_image, read_resized
+from dataset.segmentation import SegmentationDataset
 from dataset.transforms import Augment
 from tests.worlds import own_settings, write_own
 from utils import datasets

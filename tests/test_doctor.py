@@ -46,9 +46,9 @@ from dataset.doctor import (
 )
 from dataset.doctor_files import image_facts, label_facts, looks_like_train_ids, png_chunks
 from dataset.doctor_sets import frequencies, train_id_suspicion
+from dataset.images import read_image
 from dataset.labels import LabelDecoding
 from dataset.pool import AHEAD
-from dataset.segmentation import read_image
 from tests.conftest import Script
 from tests.worlds import NAMES, own_settings, save_png, write_official, write_own, write_settings
 from utils import datasets, quick_check

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from utils.log import LogError, RunLog, plain, progress, say, write_json
+from utils.console import progress, say
+from utils.json_files import plain, write_json
+from utils.log import LogError, RunLog
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

@@ -26,10 +26,10 @@ from PIL import Image
 from dataset import pictures
 from dataset.corpora import DataError
 from dataset.doctor_files import image_facts
+from dataset.images import read_image
 from dataset.inputs import _names, find_inputs
 from dataset.labels import ClassTable, load_class_table
 from dataset.pictures import WholePicture, WindowedPicture, open_picture
-from dataset.segmentation import read_image
 from model.deeplab import build_network
 from model.weights import write_weights
 from tests.conftest import Script

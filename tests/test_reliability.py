@@ -43,9 +43,10 @@ from utils.config import ConfigError
 from utils.files import atomic_write
 from utils.flags import TRAINING, parse
 from utils.inspection import Diagnosis
+from utils.json_files import write_json
 from utils.launch import launch
 from utils.lock import LOCK, FolderInUseError, only_one
-from utils.log import RunLog, write_json
+from utils.log import RunLog
 from utils.nonfinite import MOST_IN_A_ROW, NonFiniteError, Watch
 from utils.outputs import unfinished
 from utils.products import TiffSheet

@@ -735,13 +735,27 @@ def test_the_example_of_own_data_trains_on_real_photographs(
 def test_a_mistyped_flag_is_answered_before_torch_is_imported(name: str, flags: tuple[str, ...]) -> None:
     """Which takes seconds."""
     inputs = {SCORE: ("labels", "predictions"), "predict.py": ("photo.jpg",)}.get(name, ())
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", str(ROOT / name), *inputs, *flags],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == (0 if flags == ("--help",) else 2)
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    code, imported = imports_of(str(ROOT / name), *inputs, *flags)
+    assert code == (0 if flags == ("--help",) else 2)
     assert "utils.launch" in imported
     assert not imported & {"torch", "torchvision"}
+
+
+@pytest.mark.parametrize(
+    "module", ["dataset.check", "dataset.streets", "dataset.tile", "dataset.translate", "utils.report"]
+)
+def test_help_of_a_module_imports_no_torch(module: str) -> None:
+    """Nor do the worker processes of those in dataset/, which import them again."""
+    code, imported = imports_of("-m", module, "--help")
+    assert code == 0
+    assert "utils.launch" in imported
+    assert not imported & {"torch", "torchvision"}
+
+
+def imports_of(*command: str) -> tuple[int, set[str]]:
+    """The exit code of a Python command and every module that it imports."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *command], capture_output=True, text=True, timeout=120, cwd=ROOT
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    return done.returncode, {line.rpartition("|")[2].strip() for line in lines}

@@ -20,8 +20,8 @@ from PIL import Image
 
 from dataset import photographs, tile
 from dataset.corpora import Corpus, DataError
+from dataset.images import read_image
 from dataset.labels import IGNORE
-from dataset.segmentation import read_image
 from dataset.toml import shipped_table
 from tests.conftest import Script
 from utils.config import build_config, read_config

@@ -17,10 +17,11 @@ from torchvision.transforms.functional import normalize
 
 from dataset import png
 from dataset.corpora import DataError, Sample
+from dataset.images import read_image, read_resized, resize
 from dataset.labels import IGNORE, open_image, train_id_decoding
 from dataset.png import FAST_PNG, plain_png
-from dataset.segmentation import SegmentationDataset, read_image, read_resized
-from dataset.transforms import MEAN_COLOUR, Augment, Normalize, resize
+from dataset.segmentation import SegmentationDataset
+from dataset.transforms import MEAN_COLOUR, Augment, Normalize
 
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
 

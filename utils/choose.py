@@ -28,10 +28,11 @@ from model.deeplab import SegmentationNetwork
 from utils import datasets, networks
 from utils.checkpoint import load_last
 from utils.config import ConfigError, Parser
+from utils.console import progress, say
 from utils.flags import at_least_one
 from utils.inference import output_of
+from utils.json_files import write_json
 from utils.launch import launch
-from utils.log import progress, say, write_json
 from utils.run_files import SELECTION
 from utils.run_folder import RunRecord, read_run
 from utils.runtime import pick_device

@@ -28,12 +28,14 @@ from model.weight_files import first_line
 from utils import datasets, networks, quick_check
 from utils.checkpoint import CheckpointError, load_last, require_keys, restore_rng, rng_state, save_last
 from utils.config import Config, ConfigError, CycleGANSettings, Stage
+from utils.console import say
 from utils.engine import Losses, Pair, Rates, fit, frozen, fuses
 from utils.files import atomic_write, names_and_sizes
 from utils.flags import Options
 from utils.interrupts import Request, exit_code, postponed
+from utils.json_files import plain
 from utils.lock import only_one
-from utils.log import RunLog, plain, say
+from utils.log import RunLog
 from utils.manifest import write_manifest
 from utils.nonfinite import NonFiniteError, is_finite
 from utils.resume import has_state

@@ -16,8 +16,8 @@ from dataset.loading import BatchLoader, eval_loader, train_loader
 from dataset.segmentation import SegmentationDataset
 from dataset.transforms import Augment
 from utils.config import Config, ConfigError, Stage
+from utils.console import say
 from utils.engine import Pair, needs_target
-from utils.log import say
 from utils.runtime import pick_device
 
 SOURCE_STREAM, TARGET_STREAM = 0, 1

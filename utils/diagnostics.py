@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from utils.log import plain
+from utils.json_files import plain
 from utils.metrics import Counts, Scores, mean, percent, row_percent
 
 Vectors = npt.NDArray[np.float32]

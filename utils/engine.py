@@ -34,8 +34,8 @@ from model.extras.teacher import Teacher, TeacherLabels, confident
 from model.regions import IGNORE
 from utils.checkpoint import require_keys, restore_rng, rng_state
 from utils.config import Config, Stage
+from utils.console import progress
 from utils.inference import output_of, upsample
-from utils.log import progress
 from utils.nonfinite import is_bad, remembered
 from utils.runtime import autocast, loss_scaler, prefetch
 from utils.strips import highest_at

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from utils.log import plain
+from utils.json_files import plain
 from utils.metrics import (
     IGNORE,
     ConfusionMatrix,

@@ -17,10 +17,11 @@ from dataset.labels import ClassTable, to_label_ids
 from utils import datasets, quick_check, tables
 from utils.background import in_background, write_png
 from utils.config import Config, ConfigError
+from utils.console import progress, say
 from utils.evaluation import Evaluation, labels_and_confidence
 from utils.flags import Options, next_command
 from utils.inference import Prediction, Views
-from utils.log import progress, say, write_json
+from utils.json_files import write_json
 from utils.outputs import unfinished
 from utils.prediction_run import PredictionRun, prediction_run
 from utils.run_files import THRESHOLDS

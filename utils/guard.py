@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import Config
+from utils.console import say
 from utils.engine import Losses, Pair, TrainState
-from utils.log import say
 from utils.nonfinite import MOST_IN_A_ROW, NonFiniteError, Watch, is_finite, keep_evidence
 
 COUNTS = ("loss_scale", "updates", "bad_files")

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from utils.config import ConfigError
+from utils.console import say
 from utils.files import remove_temporaries
-from utils.log import say
 
 try:
     import fcntl

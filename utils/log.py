@@ -1,26 +1,22 @@
-"""What a run tells: console lines, progress, `log.jsonl`, TensorBoard, JSON files."""
+"""What a run writes down while it goes on: `log.jsonl` and TensorBoard."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from tqdm import tqdm
 
 from utils.files import atomic_write, errors_naming
+from utils.json_files import plain
 from utils.run_files import LOG
-
-_QUIET_INTERVAL = 10.0  # seconds between updates of a progress bar that nobody watches
 
 
 class LogError(ValueError):
@@ -148,55 +144,3 @@ def _open_board(folder: Path, first_step: int) -> Any:
         ) from error
     folder.mkdir(parents=True, exist_ok=True)  # whose errors say what is in the way
     return SummaryWriter(str(folder), purge_step=first_step)
-
-
-def say(text: str) -> None:
-    """Print a line at once, above any progress bar."""
-    tqdm.write(text)
-    sys.stdout.flush()
-
-
-def progress(
-    iterable: Iterable[Any] | None = None,
-    *,
-    total: int | None = None,
-    initial: int = 0,
-    description: str | None = None,
-    unit: str = "it",
-    shown: bool = True,
-) -> tqdm:
-    """A tqdm bar with the time left, on standard error; plain and rare lines where that is no terminal."""
-    watched = sys.stderr.isatty()
-    return tqdm(
-        iterable,
-        total=total,
-        initial=initial,
-        desc=description,
-        unit=unit,
-        disable=not shown,
-        dynamic_ncols=watched,
-        ascii=not watched,
-        mininterval=0.5 if watched else _QUIET_INTERVAL,
-    )
-
-
-def plain(data: Any) -> Any:
-    """`data` in JSON's types: numpy and torch values, tuples, paths converted; NaN and infinity are None."""
-    if isinstance(data, torch.Tensor):
-        data = data.detach().cpu().tolist()
-    elif isinstance(data, (np.ndarray, np.generic)):
-        data = data.tolist()
-    if isinstance(data, float):
-        return data if math.isfinite(data) else None
-    if isinstance(data, Mapping):
-        return {str(key): plain(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [plain(value) for value in data]
-    return os.fspath(data) if isinstance(data, os.PathLike) else data
-
-
-def write_json(path: str | os.PathLike[str], data: Any) -> None:
-    """Write `plain(data)` as indented JSON, atomically; TypeError for what JSON cannot hold."""
-    text = json.dumps(plain(data), indent=2, allow_nan=False, ensure_ascii=False)
-    with atomic_write(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")

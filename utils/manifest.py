@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from utils.log import write_json
+from utils.json_files import write_json
 
 _PACKAGES = (
     "torch",

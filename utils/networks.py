@@ -25,7 +25,7 @@ from model.weights import (
     read_weights,
 )
 from utils.config import Config, ConfigError, Stage
-from utils.log import say
+from utils.console import say
 from utils.run_files import LAST
 
 HUBS = ("random", "torchvision", "timm")  # where initial weights come from, other than files

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from utils.background import write_png
 from utils.checkpoint import save_state
-from utils.log import write_json
+from utils.json_files import write_json
 
 MOST_IN_A_ROW = 20  # bad updates that may be skipped one after the other
 GRADIENT = "gradient"

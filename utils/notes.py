@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataset.png import FAST_PNG
 from model.bafft import ALIGNMENT_LOSSES
 from utils.config import Config, Stage
+from utils.console import say
 from utils.datasets import wants_pseudo_labels, worker_count
 from utils.engine import needs_teacher
 from utils.flags import Options
-from utils.log import say
 
 TEACHER = ("teacher_momentum", "teacher_threshold", "teacher_weights")
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from utils.json_files import plain, write_json
 from utils.lock import only_one
-from utils.log import plain, write_json
 
 MARK = "unfinished.json"  # as dataset/corpora.py knows it
 

@@ -20,10 +20,11 @@ from dataset.toml import DataError
 from utils import datasets, networks
 from utils.background import in_background
 from utils.config import Config, ConfigError, nearest
+from utils.console import progress, say
 from utils.flags import Options
 from utils.inference import LEAST_SIDE, Views, scores
+from utils.json_files import write_json
 from utils.lock import only_one
-from utils.log import progress, say, write_json
 from utils.prediction import Predictor, Sight, TooLargeError, predict_film
 from utils.products import KINDS, Look, Products
 from utils.runtime import pick_device, tune_kernels

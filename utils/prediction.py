@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from utils.log import progress
+from utils.console import progress
 from utils.nonfinite import NOT_NUMBERS, NonFiniteError
 from utils.products import Look, Part, Products
 from utils.tiling import Box, Zoom, classify, plan

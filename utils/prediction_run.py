@@ -11,9 +11,9 @@ from dataset.segmentation import SegmentationDataset
 from model.weights import Weights
 from utils import datasets, networks, quick_check
 from utils.config import Config
+from utils.console import say
 from utils.flags import Options
 from utils.inference import Prediction, Views, predict
-from utils.log import say
 from utils.notes import say_notes
 from utils.runtime import pick_device, tune_kernels
 

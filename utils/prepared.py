@@ -19,8 +19,8 @@ from dataset.translation import Method as StyleMethod
 from dataset.translation import Translator, drawn_images, method_named
 from utils import datasets
 from utils.config import Config, ConfigError, Stage
+from utils.console import progress, say
 from utils.files import atomic_write, names_and_sizes
-from utils.log import progress, say
 from utils.run_files import CONFIG
 
 

@@ -11,9 +11,10 @@ from PIL import Image
 from dataset.corpora import UNFINISHED, pseudo_label_name
 from utils.background import in_background, write_png
 from utils.config import Config, ConfigError, PseudoLabels
+from utils.console import progress, say
 from utils.flags import TRAINING, Options, next_command
 from utils.inference import Views
-from utils.log import progress, say, write_json
+from utils.json_files import write_json
 from utils.outputs import unfinished
 from utils.prediction_run import PredictionRun, prediction_run
 from utils.pseudo_label import PseudoLabeler, ThresholdReport

@@ -15,8 +15,8 @@ from dataset.doctor_sets import shared, train_id_suspicion
 from dataset.labels import LabelDecoding
 from dataset.segmentation import SegmentationDataset
 from utils.config import Config, Stage
+from utils.console import say
 from utils.flags import TRAINING, Options, next_command
-from utils.log import say
 from utils.metrics import ConfusionMatrix
 
 NOTHING_LABELLED = "labels without a labelled pixel, all of them"

@@ -11,7 +11,7 @@ from typing import Any
 from model.weight_files import first_line
 from utils.checkpoint import CheckpointError, earlier_one, load_last
 from utils.config import ConfigError, completed
-from utils.log import say
+from utils.console import say
 from utils.networks import HUBS
 from utils.run_files import CONFIG, LAST, LOG, MANIFEST, PREVIOUS
 from utils.training import Training

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from utils.config import Config, ConfigError, Stage, build_config, read_config
+from utils.json_files import read_json
 from utils.metrics import Counts, Scores, iou_array
 from utils.run_files import CONFIG, CONFUSION, LOG, MANIFEST, SELECTION
 
@@ -142,19 +143,6 @@ def _section(folder: Path, config: Config, manifest: Mapping[str, Any]) -> str:
         return said
     own = [name for name in SECTIONS if Path(getattr(config, name).snapshot_dir).name == folder.name]
     return own[0] if own else SECTIONS[0]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where there is no such file; ConfigError for a damaged one."""
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is damaged ({error}); remove it to do without it") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds no JSON object; remove it to do without it")
-    return content
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -11,9 +11,10 @@ from dataset.labels import LabelDecoding, UnknownIdsError, train_id_decoding
 from utils import datasets, quick_check, tables
 from utils.background import in_background
 from utils.config import Config
+from utils.console import progress, say
 from utils.evaluation import Evaluation
 from utils.flags import Options
-from utils.log import progress, say, write_json
+from utils.json_files import write_json
 from utils.notes import say_notes
 
 

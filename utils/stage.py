@@ -18,14 +18,16 @@ from dataset.loading import BatchLoader
 from dataset.segmentation import SegmentationDataset
 from utils import datasets, networks, quick_check
 from utils.config import Config, ConfigError, Stage
+from utils.console import say
 from utils.engine import TrainState, UpdateRule, fit, update
 from utils.files import atomic_write
 from utils.flags import PREDICTION, Options, next_command
 from utils.guard import Guard
 from utils.inspection import Diagnosis
 from utils.interrupts import postponed
+from utils.json_files import write_json
 from utils.lock import only_one
-from utils.log import RunLog, say, write_json
+from utils.log import RunLog
 from utils.notes import say_frozen_notes, say_idle_notes, say_notes
 from utils.prepared import prepare_source
 from utils.report.write import report_at_end

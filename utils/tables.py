@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.console import say
 from utils.evaluation import Protocol, Score, ScoreReport
 from utils.files import atomic_write
-from utils.log import say
 from utils.metrics import Scores, Subsets, check_names, iou_array, mean_iou, row_percent
 
 NO_ANSWER = "255"  # the last column of a confusion matrix

@@ -16,8 +16,8 @@ from utils import datasets
 from utils.config import Config, Stage
 from utils.engine import TrainState
 from utils.files import names_and_sizes
+from utils.json_files import read_json
 from utils.run_files import THRESHOLDS
-from utils.run_folder import read_json
 
 
 @dataclass(frozen=True, kw_only=True)

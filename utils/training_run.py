@@ -20,13 +20,15 @@ from model.weights import write_weights
 from utils import quick_check
 from utils.board import heatmap, pairs_text
 from utils.checkpoint import save_last
+from utils.console import say
 from utils.diagnostics import changed_pairs
 from utils.engine import Losses, Pair, Rates
 from utils.guard import Guard
 from utils.inference import predict
 from utils.inspection import Diagnosis
 from utils.interrupts import Request, exit_code
-from utils.log import RunLog, say, write_json
+from utils.json_files import write_json
+from utils.log import RunLog
 from utils.manifest import write_manifest
 from utils.metrics import ConfusionMatrix, Counts, iou_array, row_percent
 from utils.resume import Progress

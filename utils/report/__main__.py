@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.config import Parser
+from utils.console import say
 from utils.flags import at_least_one, output_file
 from utils.launch import launch
 
@@ -22,8 +23,7 @@ from utils.launch import launch
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line, write the pages, say where they are."""
     arguments = _arguments(argv)
-    from utils.log import say  # only now, as in the training scripts: with torch
-    from utils.report.write import write_reports
+    from utils.report.write import write_reports  # only now, as in the training scripts: with torch
 
     out = Path(arguments.out) if arguments.out else None
     for path in write_reports(arguments.runs, baseline=arguments.baseline, out=out, images=arguments.images):

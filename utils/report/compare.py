@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from utils.diagnostics import Divergence
-from utils.log import plain
+from utils.json_files import plain
 from utils.metrics import mean_iou
 from utils.report.data import Classes
 from utils.report.features import divergence_table

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from utils.diagnostics import Divergence, PairChange, Plane, RegionSet, changed_pairs, coverage, principal_plane
-from utils.log import plain
+from utils.json_files import plain
 from utils.metrics import ConfusionMatrix, Scores, Subsets, mean_iou
 from utils.report.markup import Html
 from utils.run_folder import RunRecord

@@ -15,6 +15,7 @@ from dataset.segmentation import SegmentationDataset
 from model.weight_files import first_line
 from utils import datasets
 from utils.config import ConfigError
+from utils.console import say
 from utils.files import atomic_write
 from utils.inspection import (
     Domains,
@@ -28,13 +29,13 @@ from utils.inspection import (
     training_images,
 )
 from utils.inspection import divergence as measure
-from utils.log import say, write_json
+from utils.json_files import read_json, write_json
 from utils.mistakes import MISTAKES
 from utils.report import compare, page
 from utils.report.data import Classes, Gallery, Look, Missing, PseudoScores, Report
 from utils.report.images import confidence_map, label_map, photograph
 from utils.run_files import CONFIG, THRESHOLDS
-from utils.run_folder import RunRecord, labels, read_json, read_run, read_runs
+from utils.run_folder import RunRecord, labels, read_run, read_runs
 
 PAGE = "report.html"
 COMPARISON = "comparison.html"
