@@ -111,8 +111,8 @@ def test_a_teacher_that_knows_nothing_says_so_in_the_loss() -> None:
 @given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 4))
 def test_half_of_the_classes_are_pasted_whole(seed: int, num_classes: int, batch: int) -> None:
     rng = np.random.default_rng(seed)
-    labels = torch.from_numpy(rng.integers(0, num_classes + 1, (batch, 5, 7)))
-    labels[labels == num_classes] = IGNORE
+    some = rng.choice([*range(num_classes), IGNORE], size=rng.integers(1, num_classes + 2), replace=False)
+    labels = torch.from_numpy(rng.choice(some, (batch, 5, 7)))
     mask = pasted(labels, num_classes=num_classes, generator=generator(seed))
     for label, chosen in zip(labels, mask, strict=True):
         present = set(label.unique().tolist()) - {IGNORE}
@@ -161,6 +161,21 @@ def test_colours_change_each_image_in_its_own_way_and_only_a_little() -> None:
     assert changed.dtype == torch.uint8
     assert len({tuple(image.flatten().tolist()) for image in changed}) == 4
     assert (changed.float().mean(dim=(2, 3)) - same.float().mean(dim=(2, 3))).abs().max() < 60
+
+
+def test_half_of_the_images_are_blurred() -> None:
+    edge = torch.full((200, 3, 8, 8), 90, dtype=torch.uint8)
+    edge[..., 4:] = 150
+    changed = photometric(edge, generator=generator())
+    blurred = (changed[:, 0, 4, 2] != changed[:, 0, 4, 3]).double().mean()  # columns of the same side
+    assert 0.3 < float(blurred) < 0.55  # the weakest change no byte
+
+
+def test_hues_turn_either_way() -> None:
+    red = torch.tensor([160, 90, 90], dtype=torch.uint8)[:, None, None].expand(200, 3, 4, 4)
+    green, blue = photometric(red, generator=generator())[:, 1:].float().mean(dim=(2, 3)).T
+    assert 0.4 < float((green > blue).double().mean()) < 0.6
+    assert bool((blue > green).any())
 
 
 # ---- lessons ----
