@@ -188,7 +188,7 @@ class BAFFT(nn.Module):
         """Move AIM's adaptive weights towards the distances of this batch's instances (spec 3.3)."""
         regions, rows = target.regions, target.regions.instances
         self.adaptive.update(
-            target.distance[rows].detach(), regions.category[rows], regions.siblings[rows], target.valid[rows]
+            target.distance[rows], regions.category[rows], regions.siblings[rows], target.valid[rows]
         )
 
     def alignment_losses(self, target: TargetRegions) -> dict[str, Tensor]:

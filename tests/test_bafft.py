@@ -109,7 +109,9 @@ def test_observing_takes_no_gradient():
     world = World(0)
     features, prediction, labels = world.source(2)
     features.requires_grad_()
-    assert not world.method.observe_source(SegOutput(features, logits_of(prediction)), labels).requires_grad
+    output = SegOutput(features, logits_of(prediction))
+    assert not world.method.view_source(output, labels).features.requires_grad
+    assert not world.method.observe_source(output, labels).requires_grad
     assert not any(value.requires_grad for value in world.method.state_dict().values())
 
 
@@ -150,6 +152,19 @@ def test_without_pseudo_labels_merged_is_the_prediction():
     # `prediction` looks at no pseudo label, whatever it says.
     for name, loss in losses_of(merged, ignored).items():
         assert torch.equal(loss, losses_of(plain, target)[name])
+
+
+# -- AIM ---------------------------------------------------------------------------------------------------------------
+
+
+def test_constant_weights_are_for_things_alone():
+    plain, weighted = (world_in(aim, "none").observe(4) for aim in ("none", "fixed"))
+    target = plain.target()
+    expected, found = losses_of(plain, target), losses_of(weighted, target)
+    assert expected["stuff"] > 0
+    assert expected["instances"] > 0
+    assert torch.equal(found["stuff"], expected["stuff"])
+    torch.testing.assert_close(found["instances"], 2 * expected["instances"])
 
 
 # -- adversary and segmentation ----------------------------------------------------------------------------------------

@@ -69,6 +69,8 @@ def test_within_a_domain_it_is_the_domain_against_itself() -> None:
     found = Divergence.between(source, target, CLASSES)
     for name, domain in (("source", source), ("target", target)):
         itself = Divergence.between(domain, domain, CLASSES)
+        spread = {"source": found.spread_source, "target": found.spread_target}[name]
+        np.testing.assert_array_equal(spread, domain.spread(domain.centroids(CLASSES)))
         np.testing.assert_array_equal(found.matrices[f"{name}_distance"], itself.distance)
         np.testing.assert_array_equal(found.matrices[f"{name}_cosine"], itself.cosine)
 

@@ -193,6 +193,19 @@ def test_of_two_sizes_what_they_have_in_common_is_mixed() -> None:
     assert set(lesson.weights.unique().tolist()) == {0.25, 1.0}
 
 
+def test_what_is_mixed_may_lie_anywhere_in_the_larger() -> None:
+    rows = torch.arange(6)[None, :, None].expand(1, 6, 4)
+    source, target = Labelled(images(1, 6, 4), rows), images(1, 3, 4)
+    pseudo = TeacherLabels(torch.full((1, 3, 4), 9), torch.ones(1, 3, 4))
+    wanted, seen = {"mixed"}, set()
+    for seed in range(60):
+        (lesson,) = lessons(
+            wanted, source, target, pseudo, num_classes=10, settings=LessonSettings(), generator=generator(seed)
+        )
+        seen |= set(lesson.labels.unique().tolist())
+    assert seen == {*range(6), 9}
+
+
 def test_a_lessons_loss_weighs_every_pixel() -> None:
     log_probabilities = torch.randn(2, 3, 4, 5, generator=generator()).log_softmax(dim=1)
     labels = torch.randint(0, 3, (2, 4, 5), generator=generator(1))

@@ -276,6 +276,14 @@ def test_the_three_checkpoints_are_kept_apart() -> None:
     assert road["last"]["mean"] == 20
 
 
+def test_of_equal_checkpoints_the_earliest_is_best() -> None:
+    assert outcome("configured", 0, 20.0, 50.0, 50.0).steps("miou")["best"] == 2
+
+
+def test_a_class_that_is_neither_there_nor_predicted_scores_nothing() -> None:
+    assert outcome("configured", 0, 20.0, 50.0).measured("car") == {1: 0, 2: 0}
+
+
 def test_a_run_that_nobody_looked_at_has_no_choice() -> None:
     found = summarize([replace(outcome("configured", 0, 20.0), criteria={}, chosen={})], "miou")
     assert found["configured"]["selected_without_labels"]["mean"] is None
@@ -301,12 +309,13 @@ def test_no_gap_no_share() -> None:
 
 
 def test_rank_correlation_counts_a_shared_run_once() -> None:
-    rising, falling = outcome("a", 0, 1.0, 2.0, 3.0, chosen=3), outcome("b", 0, 3.0, 2.0, 1.0, chosen=3)
+    rising, falling = outcome("a", 0, 1.0, 2.0, 3.0, chosen=3), outcome("b", 0, 4.0, 2.0, 1.0, chosen=2)
     found = rank_correlation([rising, replace(rising, rung="c"), falling], "miou")[CRITERION]
     assert found["within_runs"]["mean"] == pytest.approx(0)
     assert found["within_runs"]["n"] == 2
     assert found["checkpoints"] == 6
-    assert found["lost_to_best"]["mean"] == 1
+    assert found["lost_to_best"]["mean"] == 1  # nothing and 2
+    assert found["lost_by_last"]["mean"] == 1.5  # nothing and 3
     assert rank_correlation([], "miou") == {}
 
 
@@ -323,15 +332,30 @@ def result_of(outcomes: Sequence[Outcome], **changes: Any) -> dict[str, Any]:
     } | changes  # fmt: skip
 
 
+def table_rows(page: str) -> list[str]:
+    return [line for line in page.splitlines() if line.startswith("| ")]
+
+
 def test_the_page_shows_every_rung_and_says_when_it_is_partial() -> None:
     outcomes = [outcome("source_only", seed, 20.0 + seed) for seed in (0, 1)]
     outcomes += [outcome("oracle", seed, 40.0 + seed) for seed in (0, 1)]
     page = markdown(result_of(outcomes, complete=False), "tiny.svg")
-    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    rows = table_rows(page)
     assert any("source-only | 20.5 ± 0.7 | 0 ± 0" in row for row in rows)
     assert any(row.startswith(f"| as configured | {NONE}") for row in rows)
     assert "**Partial**" in page
     assert "**Partial**" not in markdown(result_of(outcomes), "tiny.svg")
+
+
+def test_a_row_shows_the_difference_with_its_sign_and_each_choice_in_its_own_column() -> None:
+    outcomes = [outcome("configured", seed, 30.0, 35.0 + seed, 33.0 + seed) for seed in (0, 1)]
+    outcomes += [outcome("oracle", seed, 40.0 + 2 * seed) for seed in (0, 1)]
+    rows = table_rows(markdown(result_of(outcomes), "tiny.svg"))
+    shown = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    (configured,), (oracle,) = ([row for row in shown if row[0] == name] for name in ("as configured", "oracle"))
+    assert configured[1] == "33.5 ± 0.7"
+    assert configured[4:6] == ["30.0 ± 0.0", "35.5 ± 0.7"]
+    assert oracle[3] == "+7.5 ± 0.5"
 
 
 def test_the_page_says_which_rungs_are_of_which_device() -> None:

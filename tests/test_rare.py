@@ -14,7 +14,7 @@ from PIL import Image
 
 from dataset.corpora import DataError, Sample
 from dataset.labels import train_id_decoding
-from dataset.rare import RareFirst, class_pixels, class_probabilities
+from dataset.rare import SHOWN, RareFirst, class_pixels, class_probabilities
 from tests.conftest import Script
 from tests.test_engine import differences, state_of, train
 from tests.worlds import own_settings, save_png, write_own, write_settings
@@ -63,6 +63,13 @@ def test_a_class_that_no_image_shows_clearly_is_still_drawn() -> None:
     assert {order(position) for position in range(50)} == {1}
 
 
+def test_the_share_from_which_a_class_is_shown_is_enough() -> None:
+    pixels = np.array([[1997, 3], [1998, 2]])
+    assert pixels[0, 1] / pixels[0].sum() == SHOWN
+    order = RareFirst(pixels, 0.01, seed=0)
+    assert {order(position) for position in range(50)} == {0}
+
+
 def test_unlabelled_images_and_absent_classes_are_never_drawn() -> None:
     pixels = np.array([[0, 0, 0], [5, 0, 7]])
     order = RareFirst(pixels, 1.0, seed=0)
@@ -78,6 +85,14 @@ def test_draws_depend_on_seed_stream_and_position_alone() -> None:
     assert len(set(sequences)) == 3
     order = RareFirst(pixels, 1.0, seed=0)
     assert [order(position) for position in reversed(range(40))] == list(reversed(sequences[0]))
+
+
+def test_which_image_comes_says_nothing_of_how_it_is_augmented() -> None:
+    """Both are drawn from seed, stream and position; the augmentation's first number is the scale."""
+    order = RareFirst(np.eye(10, dtype=np.int64), 1.0, seed=3)
+    images = [order(position) for position in range(2000)]
+    firsts = [np.random.default_rng([3, 0, position]).random() for position in range(2000)]
+    assert abs(np.corrcoef(images, firsts)[0, 1]) < 0.08
 
 
 # ---- counting ----
