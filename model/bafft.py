@@ -187,9 +187,7 @@ class BAFFT(nn.Module):
     def observe_target(self, target: TargetRegions) -> None:
         """Move AIM's adaptive weights towards the distances of this batch's instances (spec 3.3)."""
         regions, rows = target.regions, target.regions.instances
-        self.adaptive.update(
-            target.distance[rows], regions.category[rows], regions.siblings[rows], target.valid[rows]
-        )
+        self.adaptive.update(target.distance[rows], regions.category[rows], regions.siblings[rows], target.valid[rows])
 
     def alignment_losses(self, target: TargetRegions) -> dict[str, Tensor]:
         """`stuff` (L_cls), `instances` (L_ins or L_AIM), `separation` and `aggregation` (L_ISIA) of a target batch."""

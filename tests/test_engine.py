@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from benchmarks.iteration import Iteration, PlainIteration, published
 from dataset.corpora import DataError
 from dataset.loading import Batch
 from model.bafft import BAFFT
+from model.extras.lessons import LessonSettings
 from tests.test_bafft import Waits
 from tests.worlds import ALIGNED, SELF_TRAINED, own_settings, save_png, write_own, write_settings
 from utils import datasets, engine, networks
@@ -94,6 +96,19 @@ def test_the_seed_decides_every_bit(world: Path, tmp_path: Path) -> None:
     other = state_of(train(world, tmp_path / "other", "step1", "--random-seed", "5", step1=brief))
     assert differences(first, again) == []
     assert differences(first["network"]["layer6.conv2d_list.0.weight"], other["network"]["layer6.conv2d_list.0.weight"])
+
+
+def test_source_and_target_are_augmented_apart(world: Path) -> None:
+    """Of the same files at the same positions of their streams, some are mirrored in one domain alone."""
+    stage = {"random_mirror": True, "weights": {"seg": 1.0}}
+    settings = own_settings(world, target={**own_settings(world)["target"], "train_list": "source.txt"}, step1=stage)
+    config = build_config(settings, where="test")
+    classes = datasets.class_table(config)
+    source = datasets.source_dataset(config, config.step1, classes)
+    target = datasets.target_dataset(config, config.step1, classes)
+    keys = [(position, position % len(source)) for position in range(20)]
+    same = [torch.equal(source[key].image, target[key].image) for key in keys]
+    assert 0 < sum(same) < len(keys)
 
 
 @pytest.fixture(scope="module", params=["step1", "step2"])
@@ -319,6 +334,35 @@ def test_the_discriminator_rests_where_there_is_no_adversary(update: Callable[..
     before = {name: value.clone() for name, value in fresh.state.method.discriminator.state_dict().items()}
     fresh.run(weights={**ALL_OFF, "pseudo": 1.0})
     assert differences(before, fresh.state.method.discriminator.state_dict()) == []
+
+
+def test_the_teacher_follows_what_the_update_made_of_the_network(update: Callable[..., Update]) -> None:
+    """After its first update it is half of the network before and half of the network after."""
+    fresh = update(weights={"seg": 1.0, "online": 1.0})
+    before = {name: value.detach().clone() for name, value in fresh.state.method.network.named_parameters()}
+    fresh.run()
+    after = {name: value.detach() for name, value in fresh.state.method.network.named_parameters()}
+    assert fresh.state.teacher is not None
+    for name, value in fresh.state.teacher.network.named_parameters():
+        torch.testing.assert_close(value, (before[name] + after[name]) / 2, rtol=0, atol=1e-7)
+    assert max(float((before[name] - after[name]).abs().max()) for name in before) > 1e-4
+
+
+def test_the_teachers_labels_are_made_as_pseudo_labels_are(update: Callable[..., Update]) -> None:
+    """Softmax on the feature grid, then upsampled (3.6)."""
+    fresh = update(weights={"seg": 1.0, "online": 1.0})
+    teacher, images = fresh.state.teacher, fresh.batches[0][1].images
+    assert teacher is not None
+    settings = LessonSettings(threshold=0.3, weighted_by="pixel")
+    found = engine._teachers_labels(teacher, dataclasses.replace(fresh.rule, lessons=settings), images)
+    with torch.no_grad():
+        probabilities = teacher(fresh.rule.normalize(images)).logits.softmax(dim=1)
+    full = F.interpolate(probabilities, size=images.shape[-2:], mode="bilinear", align_corners=True)
+    confidence, labels = full.max(dim=1)
+    certain = (confidence - 0.3).abs() > 1e-5  # beside the threshold rounding decides
+    assert 0 < (confidence > 0.3).double().mean() < 1
+    assert torch.equal((found.weights > 0)[certain], (confidence > 0.3)[certain])
+    assert (found.labels == labels).double().mean() > 0.99
 
 
 @pytest.mark.parametrize("statistics", ["source", "target", "both", "kept"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,9 @@ from dataset.rare import SHOWN, RareFirst, class_pixels, class_probabilities
 from tests.conftest import Script
 from tests.test_engine import differences, state_of, train
 from tests.worlds import own_settings, save_png, write_own, write_settings
+from utils import datasets
+from utils.config import build_config
+from utils.prepared import rare_first
 
 BRIEF = {"num_steps": 2, "save_pred_every": 1, "random_mirror": True, "weights": {"seg": 1.0}}
 
@@ -129,6 +133,19 @@ def test_a_run_resumes_exactly_and_differs_from_the_plain_order(world: Path, tmp
     with np.load(folder / "class_pixels.npz") as kept:
         assert kept["class_pixels"].shape == (5, 4)
         assert kept["class_pixels"].sum() == 5 * 64 * 48
+
+
+def test_the_seed_of_the_run_decides_which_images_come(world: Path, tmp_path: Path) -> None:
+    orders = []
+    for seed in (0, 1):
+        config = build_config(own_settings(world, run={"seed": seed}), where="test")
+        stage = replace(config.step1, rare_classes=0.5, snapshot_dir=str(tmp_path))
+        classes = datasets.class_table(config)
+        source = datasets.source_dataset(config, stage, classes)
+        order = rare_first(config, stage, source, classes, resumed=False)
+        assert order is not None
+        orders.append([order(position) for position in range(20)])
+    assert orders[0] != orders[1]
 
 
 def test_off_counts_nothing(world: Path, tmp_path: Path) -> None:

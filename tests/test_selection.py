@@ -13,11 +13,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
 from tests.conftest import Script
 from tests.test_engine import train
-from utils.selection import CRITERIA, Tally, agreement, agreement_iou, choose, joint, spearman
+from utils import datasets, networks
+from utils.choose import select
+from utils.run_folder import read_run
+from utils.selection import CRITERIA, Tally, agreement, agreement_iou, choose, joint, label_map, spearman
 
 C = 4
 
@@ -203,6 +207,42 @@ def test_a_choice_reads_no_label(world: Path, tmp_path: Path, script: Script, ta
         assert json.loads((folder / "selection.json").read_text()) == first
     finally:
         shutil.copytree(kept, world / "labels", dirs_exist_ok=True)
+
+
+def answers_of(trained: networks.Trained, world: Path) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """What `Tally.add` takes, of the first, the middle and the last target training image."""
+    made = []
+    for index in (0, 2, 4):
+        image = torch.from_numpy(np.array(Image.open(world / "images" / f"t{index}.png"))).movedim(-1, 0)[None]
+        with torch.no_grad():
+            plain, mirrored = (trained.network(trained.normalize(shown)) for shown in (image, image.flip(-1)))
+        probabilities, turned_back = plain.logits.softmax(dim=1)[0], mirrored.logits.softmax(dim=1)[0].flip(-1)
+        made.append((probabilities, turned_back, plain.features[0]))
+    return made
+
+
+@pytest.mark.parametrize("taught", [False, True])
+def test_every_checkpoint_is_judged_by_what_it_answers(world: Path, tmp_path: Path, taught: bool) -> None:
+    weights = TAUGHT["weights"] if taught else {"seg": 1.0}
+    run = read_run(train(world, tmp_path / "run", step1={**TAUGHT, "learning_rate": 0.1, "weights": weights}))
+    classes = datasets.class_table(run.config)
+    trained = {
+        step: networks.trained_network(str(run.folder / f"source_{step}.pth"), run.config, classes, torch.device("cpu"))
+        for step in (2, 4)
+    }
+    seen = {step: answers_of(of, world) for step, of in trained.items()}
+    lesson = [first[0] + second[0] for first, second in zip(*seen.values(), strict=True)]
+    if taught:
+        state = torch.load(run.folder / "last.pt", weights_only=True)["teacher"]
+        own = {name.removeprefix("network."): value for name, value in state.items() if name != "updates"}
+        trained[4].network.load_state_dict(own)
+        lesson = [answer for answer, _, _ in answers_of(trained[4], world)]
+    labels = [label_map(answer) for answer in lesson]
+    found = select(run, images=3)["scores"]
+    for step, images in seen.items():
+        expected = tally(*images)
+        scores = expected.scores() | {"teacher": agreement(expected.labels, labels, C)}
+        assert {name: found[name][step] for name in found} == pytest.approx(scores, abs=1e-5)
 
 
 def test_a_folder_without_snapshots_is_refused(world: Path, tmp_path: Path, script: Script) -> None:

@@ -7,6 +7,7 @@ import pickle
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,10 @@ from dataset.translation import (
 from tests.conftest import Script
 from tests.test_engine import differences, state_of, train
 from tests.worlds import own_settings, write_own, write_settings
+from utils import datasets
 from utils.checkpoint import CheckpointError
 from utils.config import TRANSLATIONS, ConfigError, build_config
+from utils.prepared import translator
 
 KINDS = ("noise", "smooth", "grey", "constant", "black", "white")
 SIDES = st.tuples(st.integers(1, 24), st.integers(1, 24))
@@ -399,6 +402,19 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(
     for styles in folder.glob("*.npz"):
         np.testing.assert_array_equal(np.load(styles)["styles"], expected)
     assert workers or (folder / "styles.npz").read_bytes() == kept
+
+
+def test_the_seed_of_the_run_decides_whose_styles_are_taken(world: Path, tmp_path: Path) -> None:
+    taken = set()
+    for seed in range(4):
+        config = build_config(
+            own_settings(world, run={"seed": seed}, translation={"method": "lab", "styles": 2}), where="test"
+        )
+        stage = replace(config.step1, snapshot_dir=str(tmp_path / str(seed)))
+        found = translator(config, stage, datasets.class_table(config), resumed=False)
+        assert found is not None
+        taken.add(found.styles.tobytes())
+    assert len(taken) > 1
 
 
 def test_every_method_makes_another_run(straight: dict[str, Path]) -> None:
